@@ -1,0 +1,2 @@
+// Package hosttest gives tests their hosts.
+package hosttest

@@ -1,0 +1,14 @@
+//go:build !linux
+
+package wire
+
+import "errors"
+
+// A Capture hands on the segments that pass a device, in both directions.
+type Capture struct{}
+
+// Watch needs Linux.
+func Watch(string, func(Segment)) (*Capture, error) { return nil, errors.ErrUnsupported }
+
+// Stop needs Linux.
+func (*Capture) Stop() (lost uint64, err error) { return 0, errors.ErrUnsupported }
