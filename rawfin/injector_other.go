@@ -1,0 +1,17 @@
+//go:build !linux
+
+package rawfin
+
+import "errors"
+
+// An Injector delivers segments to local sockets, on Linux.
+type Injector struct{}
+
+// Open needs Linux: it returns [errors.ErrUnsupported].
+func Open(...Option) (*Injector, error) { return nil, errors.ErrUnsupported }
+
+// Inject needs Linux.
+func (*Injector) Inject(Segment) error { return errors.ErrUnsupported }
+
+// Close does nothing.
+func (*Injector) Close() error { return nil }
