@@ -1,0 +1,95 @@
+package soccr
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/sockopt"
+)
+
+// A bufferKind is one of a socket's two buffers. getsockopt gives, and the
+// functions here take, sizes in bytes of memory: twice what setsockopt takes.
+type bufferKind struct {
+	option, force int
+	lock          int // in SO_BUF_LOCK
+}
+
+var (
+	recvBuffer = bufferKind{unix.SO_RCVBUF, unix.SO_RCVBUFFORCE, unix.SOCK_RCVBUF_LOCK}
+	sendBuffer = bufferKind{unix.SO_SNDBUF, unix.SO_SNDBUFFORCE, unix.SOCK_SNDBUF_LOCK}
+)
+
+// largest is a size that no queue reaches; the kernel doubles it into an int.
+const largest = maxInt - 1
+
+// memory is what of SO_MEMINFO (Linux 4.12) matters here, in bytes.
+type memory struct {
+	recvAlloc, recvBuffer, sendBuffer uint32
+}
+
+func (s *Socket) memory() (memory, error) {
+	var b [9 * 4]byte // SK_MEMINFO_VARS
+	if _, err := sockopt.Get(s.fd, unix.SOL_SOCKET, unix.SO_MEMINFO, b[:]); err != nil {
+		return memory{}, err
+	}
+	return memory{
+		recvAlloc:  binary.NativeEndian.Uint32(b[0:]),  // SK_MEMINFO_RMEM_ALLOC
+		recvBuffer: binary.NativeEndian.Uint32(b[4:]),  // SK_MEMINFO_RCVBUF
+		sendBuffer: binary.NativeEndian.Uint32(b[12:]), // SK_MEMINFO_SNDBUF
+	}, nil
+}
+
+// bufferLock reads SO_BUF_LOCK; before Linux 5.15 nobody can tell.
+func (s *Socket) bufferLock() (int, error) {
+	lock, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK)
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		return 0, nil
+	}
+	return lock, err
+}
+
+func (s *Socket) setBufferLock(lock int) error {
+	err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, lock)
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		return nil // before Linux 5.15 a buffer once set stays as it is
+	}
+	return err
+}
+
+// setBuffer sets a buffer's size as near to size as it may, and keeps the kernel
+// from tuning it until setBufferLock. Beyond net.core.rmem_max and wmem_max that
+// takes CAP_NET_ADMIN in the initial user namespace.
+func (s *Socket) setBuffer(b bufferKind, size int) error {
+	half := (size + 1) / 2
+	err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, b.force, half)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, b.option, half); err != nil || b != recvBuffer {
+		return err
+	}
+	// A receive buffer that is not locked follows SO_RCVLOWAT up to tcp_rmem[2],
+	// as far as tuning could have brought it (tcp_set_rcvlowat).
+	if got, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, b.option); err != nil || got >= size {
+		return err
+	}
+	lock, err := s.bufferLock()
+	if err != nil {
+		return err
+	}
+	if err := s.setBufferLock(lock &^ b.lock); err != nil {
+		return err
+	}
+	low, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT)
+	if err != nil {
+		return err
+	}
+	for _, v := range [...]int{half, low} {
+		if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, v); err != nil {
+			return err
+		}
+	}
+	return s.setBufferLock(lock | b.lock)
+}

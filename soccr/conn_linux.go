@@ -1,0 +1,195 @@
+package soccr
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Checkpoint takes the connection out of a program's own conn, usually a
+// *net.TCPConn: it pauses and saves it, and closes conn without a word to the
+// peer. No goroutine may use conn meanwhile; one that waits in Read or Write
+// gets net.ErrClosed. Duplicates made by File, in this process or others, lose
+// the connection too. Deadlines are not part of a snapshot.
+//
+// The flow has to be locked, with WithLock or otherwise, until the connection
+// is restored: the peer's next packet would otherwise draw a RST. A flow that
+// Checkpoint locked stays locked when it succeeds.
+//
+// On error conn goes on as before, and a flow that was locked is unlocked. The
+// one exception has a snapshot beside the error: conn is closed, but a duplicate
+// could not be disconnected and stays paused.
+func Checkpoint(c syscall.Conn, options ...Option) (*Snapshot, error) {
+	closer, ok := c.(io.Closer)
+	if !ok {
+		return nil, &OpError{Op: "checkpoint", Err: fmt.Errorf("%w: a %T cannot be closed", ErrNotTCP, c)}
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, &OpError{Op: "checkpoint", Err: err}
+	}
+	var taken *paused
+	var failure error
+	// Control gives the conn's own descriptor. File would duplicate it, and
+	// switch it to blocking.
+	if err := raw.Control(func(fd uintptr) { taken, failure = take(int(fd), newSettings(options)) }); err != nil {
+		return nil, &OpError{Op: "checkpoint", Err: err}
+	}
+	if failure != nil {
+		return nil, failure
+	}
+	// Close before the connection is gone: goroutines that wait for it are told
+	// that conn is closed, and not what the kernel says of the remains.
+	_ = closer.Close() // close(2) on a socket does not fail
+	return taken.snapshot, taken.discard()
+}
+
+// paused is a connection that was saved, held by a descriptor of our own.
+type paused struct {
+	snapshot *Snapshot
+	socket   *Socket
+}
+
+// discard takes the connection out of the socket, whoever else holds it.
+func (p *paused) discard() error {
+	err := p.socket.Disconnect()
+	return errors.Join(err, unix.Close(p.socket.fd))
+}
+
+// attempts is how often a locked connection is saved before ErrChanged is final:
+// packets that were past the lock when it closed may still arrive.
+const attempts = 5
+
+// take saves a connection and returns it paused, or leaves it as it was.
+func take(fd int, set settings) (*paused, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, &OpError{Op: "checkpoint", Err: err}
+	}
+	unlock, err := set.lockSocket(own)
+	if err == nil {
+		var p *paused
+		if p, err = pauseAndSave(own, unlock); err == nil {
+			return p, nil
+		}
+	}
+	return nil, errors.Join(err, unix.Close(own))
+}
+
+func pauseAndSave(fd int, unlock func() error) (*paused, error) {
+	s, err := Pause(fd)
+	if err != nil {
+		return nil, errors.Join(err, unlock())
+	}
+	for range attempts {
+		var snap *Snapshot
+		if snap, err = s.Save(); err == nil {
+			return &paused{snap, s}, nil
+		}
+		if !errors.Is(err, ErrChanged) {
+			break
+		}
+	}
+	return nil, errors.Join(err, unlock(), s.Resume())
+}
+
+// lockSocket locks the flow of a connected socket, if there is a lock, and
+// returns how to unlock it.
+func (set settings) lockSocket(fd int) (unlock func() error, err error) {
+	nothing := func() error { return nil }
+	if set.lock == nil {
+		return nothing, nil
+	}
+	local, err := localAddr(fd)
+	if err != nil {
+		return nil, &OpError{Op: "lock", Err: because(notTCP(err), err)}
+	}
+	remote, err := remoteAddr(fd, local)
+	if err != nil {
+		return nil, &OpError{Op: "lock", Local: local, Err: because(notTCP(err), err)}
+	}
+	if !remote.IsValid() {
+		return nothing, nil // Pause or Save will say why
+	}
+	return set.lockFlow(local, remote)
+}
+
+func (set settings) lockFlow(local, remote netip.AddrPort) (unlock func() error, err error) {
+	if set.lock == nil {
+		return func() error { return nil }, nil
+	}
+	if err := set.lock.LockFlow(local, remote); err != nil {
+		return nil, &OpError{Op: "lock", Local: local, Remote: remote, Err: err}
+	}
+	return func() error {
+		if err := set.lock.UnlockFlow(local, remote); err != nil {
+			return &OpError{Op: "unlock", Local: local, Remote: remote, Err: err}
+		}
+		return nil
+	}, nil
+}
+
+// RestoreConn makes an ordinary *net.TCPConn of a snapshot, in the network
+// namespace of the calling thread, and lets the connection go on. The conn has
+// no deadlines. Connections in SYN_SENT, and sockets that never connected, are
+// no conns: they are refused with ErrState, and restored with NewSocket.
+//
+// With WithLock, the flow is locked first and unlocked just before the
+// connection goes on. On error it stays locked, so that the peer's packets draw
+// no RST and RestoreConn can be tried again, here or elsewhere.
+func RestoreConn(snap *Snapshot, options ...Option) (*net.TCPConn, error) {
+	if err := snap.Validate(); err != nil {
+		return nil, &OpError{Op: "restore", Local: snap.Local, Remote: snap.Remote, Err: err}
+	}
+	if snap.State == StateSynSent || !snap.Remote.IsValid() {
+		err := &FieldError{Field: "State", Got: snap.State, Err: ErrState}
+		return nil, &OpError{Op: "restore", Local: snap.Local, Remote: snap.Remote, Err: err}
+	}
+	unlock, err := newSettings(options).lockFlow(snap.Local, snap.Remote)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := NewSocket(snap)
+	if err != nil {
+		return nil, err
+	}
+	// The runtime's poller needs a non-blocking socket, whatever it was before.
+	own := *snap
+	own.Options.NonBlocking = true
+	file := os.NewFile(uintptr(fd), "tcp")
+	conn, err := restoreInto(fd, file, &own, unlock, options)
+	return conn, errors.Join(err, file.Close()) // silent while fd is paused
+}
+
+// restoreInto restores a connection into the socket fd, which is file's, and
+// makes a conn of it, with a descriptor of its own.
+func restoreInto(fd int, file *os.File, snap *Snapshot, unlock func() error, options []Option) (*net.TCPConn, error) {
+	s, err := Pause(fd)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Restore(snap, options...); err != nil {
+		return nil, err
+	}
+	conn, err := net.FileConn(file)
+	if err != nil {
+		return nil, s.fail("make a conn", err)
+	}
+	if err := unlock(); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	if err := s.Resume(); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	// FileConn switches TCP_NODELAY and keep-alive on, with times of its own.
+	if err := s.overwriteOptions(&snap.Options); err != nil {
+		return nil, errors.Join(s.fail("set options", err), conn.Close())
+	}
+	return conn.(*net.TCPConn), nil
+}

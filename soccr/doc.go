@@ -1,0 +1,75 @@
+// Package soccr takes an established TCP connection out of one socket and puts
+// it into another, in another process, network namespace or host, while the peer
+// notices nothing. It works on Linux, by TCP_REPAIR. Elsewhere the functions that
+// need the kernel return [errors.ErrUnsupported]; snapshots can be read, checked
+// and written everywhere.
+//
+// # A program's own connections
+//
+// [Checkpoint] takes the connection out of a net.TCPConn and closes it silently;
+// [RestoreConn] makes another net.TCPConn of the [Snapshot], which may have
+// travelled as bytes in between ([Snapshot.MarshalBinary]).
+//
+// # Checkpointers
+//
+// They have file descriptors, of programs that they have stopped: [Pause],
+// [Socket.Save], and then [Socket.Resume], if the program is to go on, or
+// [Socket.Disconnect]. For the other way: [NewSocket], Pause, [Socket.Restore],
+// Resume. Who has a format of his own finds the finer steps as methods of
+// [Socket]: a queue, its sequence number, the window, what was negotiated, the
+// timestamp.
+//
+// # Order
+//
+// A paused socket still receives, acknowledges and retransmits. What arrives
+// between Save and Restore would be acknowledged and lost, or answered with a
+// RST. Therefore:
+//
+//	stop the program → lock the flow → Pause → Save → Disconnect or close
+//	lock the flow → NewSocket → Pause → Restore → unlock → Resume
+//
+// The flow is unlocked before Resume: the window probe that Resume sends has to
+// get out, and its answer in. The lock is netlock's or the caller's ([Locker]); a
+// flow stays locked on the old host until nothing there would answer the peer.
+//
+// # Ownership
+//
+// File descriptors are the caller's, and so is the choice to close them. Closing
+// the last descriptor of a paused socket is silent, and so is Disconnect, which
+// does not wait for the last. A Snapshot is a value that nobody changes; it holds
+// the bytes in the queues, and is as secret as they are.
+//
+// # Failure
+//
+// Every error is an [*OpError] that names the step, wraps one of this package's
+// reasons and the errno, and knows the cure where there is one. Save fails with
+// the connection as it was. Restore fails with the socket empty and nothing sent
+// to the peer; the snapshot can be restored again. What cannot be moved is
+// refused by Save: Multipath TCP, urgent data, kernel TLS, signed segments.
+//
+// # What is kept
+//
+// States ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSING, CLOSE_WAIT, LAST_ACK, CLOSE
+// and SYN_SENT; IPv4, IPv6 with zones, IPv4-mapped; both queues, and of the send
+// queue which bytes were never sent; sequence numbers; MSS, for sending too;
+// window scales, SACK, timestamps in both resolutions; the windows and the bounds
+// of their growth; the options in [Options].
+//
+// Not kept, because no interface of the kernel gives or takes it: congestion
+// window, round trip time and what else congestion control knows, ECN, segments
+// that arrived out of order (the peer sends them again), a pending SO_ERROR, the
+// counters of TCP_INFO.
+//
+// # Rights and kernels
+//
+// CAP_NET_ADMIN is needed in the user namespace that owns the socket's network
+// namespace, and CAP_NET_RAW for half-closed states; both can be had without
+// being root, with unshare(1). Queues beyond net.core.rmem_max and wmem_max need
+// CAP_NET_ADMIN in the initial user namespace.
+//
+// Linux 4.19 is the oldest with all that is needed (TCP_REPAIR_OFF_NO_WP, and
+// before it TCP_REPAIR_WINDOW of 4.8, and half-closed states of 4.10). Later ones
+// add to it: SO_BUF_LOCK (5.15), timestamps in microseconds (6.7), SO_PEEK_OFF
+// for TCP (6.9), TCP_RTO_MAX_MS (6.15). The versions are those of the kernel's
+// history; the tests have run on 6.18.
+package soccr

@@ -1,0 +1,210 @@
+package soccr
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/netns"
+	"github.com/gosoccr/gosoccr/internal/sockopt"
+	"github.com/gosoccr/gosoccr/rawfin"
+)
+
+// A way is one of those on which an injected segment can reach its socket.
+type way struct {
+	name string
+	door
+	// tracked: conntrack sees the segment, after it has taken the connection up.
+	tracked bool
+}
+
+// A door is where segments enter.
+type door struct {
+	link     bool // at the link layer of the loopback device, not through OUTPUT
+	unmarked bool
+}
+
+// ways are in the order in which they are tried: first those that leave the rest
+// of the host as it is.
+var ways = [...]way{
+	{name: "raw socket"},
+	// For a firewall that drops the mark, or everything, in OUTPUT.
+	{name: "link layer of lo", door: door{link: true}},
+	// For one that accepts only what is new or established.
+	{name: "raw socket and conntrack", tracked: true},
+	{name: "link layer of lo and conntrack", door: door{link: true}, tracked: true},
+	// For one that drops the mark anywhere. A lock would drop what has none.
+	{name: "raw socket without a mark", door: door{unmarked: true}},
+}
+
+// An injection delivers segments of the peer's to one socket.
+type injection struct {
+	socket    *Socket
+	tracker   Tracker // the lock, or nil if it is none
+	way       int     // of ways: what came before did not work
+	injectors map[door]*rawfin.Injector
+	// untrack takes tracker.TrackInjected back; trackErr is why conntrack was not
+	// told of the connection.
+	untrack  func() error
+	trackErr error
+}
+
+// newInjection prepares for a half-closed connection. It may have nothing left to
+// send but a FIN, which to a conntrack that has not seen the connection before is
+// INVALID, as is the peer's. So conntrack is told of it here, even if no segment
+// has to be injected.
+func (s *Socket) newInjection(snap *Snapshot) *injection {
+	i := &injection{socket: s, injectors: map[door]*rawfin.Injector{}}
+	if tracker, ok := s.options.lock.(Tracker); ok {
+		i.tracker = tracker
+		i.trackErr = tracker.TrackFlow(snap.Local, snap.Remote)
+		if tracker.TracksInjected() { // another connection has found out that it must be
+			i.way = slices.IndexFunc(ways[:], func(w way) bool { return w.tracked })
+		}
+	}
+	return i
+}
+
+// close gives the sockets up. When the restore has failed, conntrack overlooks
+// injected segments again; else the next connection will want it to see them too.
+func (i *injection) close(failed bool) error {
+	var errs []error
+	for _, injector := range i.injectors {
+		errs = append(errs, injector.Close())
+	}
+	if failed && i.untrack != nil {
+		errs = append(errs, i.untrack())
+	}
+	return errors.Join(errs...)
+}
+
+// deliver injects a segment on one way after the other, until the socket is in
+// the state that it brings about.
+func (i *injection) deliver(segment rawfin.Segment, want State) error {
+	failure := &InjectionError{Segment: segment, Mark: i.socket.options.mark}
+	for ; i.way < len(ways); i.way++ {
+		w := ways[i.way]
+		if w.unmarked && (i.socket.options.lock != nil || failure.Mark == 0) {
+			continue
+		}
+		err := i.try(w, segment)
+		if _, ok := errors.AsType[*rawfin.PermissionError](err); ok && w.door == (door{}) {
+			return because(ErrNoPermission, err)
+		}
+		if err == nil {
+			arrived, err := i.socket.await(want)
+			if arrived || err != nil {
+				return err
+			}
+		}
+		failure.Attempts = append(failure.Attempts, Attempt{Way: w.name, Err: err})
+	}
+	if i.trackErr != nil {
+		failure.Attempts = append(failure.Attempts, Attempt{Way: "conntrack entry", Err: i.trackErr})
+	}
+	failure.Drops, failure.Unexplained = i.explain(segment)
+	return failure
+}
+
+func (i *injection) try(w way, segment rawfin.Segment) error {
+	injector, err := i.injector(w.door)
+	if err != nil {
+		return err
+	}
+	if w.tracked {
+		if err := i.track(); err != nil {
+			return err
+		}
+		// Conntrack takes up a connection that it does not know by a plain
+		// acknowledgement, but not by a FIN (tcp_new).
+		opening := segment
+		opening.Flags = rawfin.ACK
+		if err := injector.Inject(opening); err != nil {
+			return err
+		}
+	}
+	return injector.Inject(segment)
+}
+
+// track has conntrack see what is injected, where there is a lock to prevent it.
+func (i *injection) track() (err error) {
+	if i.tracker != nil && i.untrack == nil {
+		i.untrack, err = i.tracker.TrackInjected()
+	}
+	return err
+}
+
+// errBound: the kernel finds no socket for a segment that comes in elsewhere, and
+// would tell the peer so.
+var errBound = errors.New("the socket is bound to a device")
+
+func (i *injection) injector(d door) (*rawfin.Injector, error) {
+	if injector := i.injectors[d]; injector != nil {
+		return injector, nil
+	}
+	options := []rawfin.Option{rawfin.WithMark(i.socket.options.mark)}
+	if d.unmarked {
+		options = append(options, rawfin.WithMark(0))
+	}
+	if d.link {
+		device, err := sockopt.GetInt(i.socket.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+		if err != nil {
+			return nil, fmt.Errorf("SO_BINDTOIFINDEX: %w", err)
+		}
+		if device != 0 {
+			return nil, errBound
+		}
+		options = append(options, rawfin.WithLink())
+	}
+	ns, err := openNetNS(i.socket.fd)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(ns)
+	if !netns.Current(ns) {
+		options = append(options, rawfin.WithNetNS(ns))
+	}
+	injector, err := rawfin.Open(options...)
+	if err == nil {
+		i.injectors[d] = injector
+	}
+	return injector, err
+}
+
+// explain has the lock find out what drops the segment, on all ways again.
+func (i *injection) explain(segment rawfin.Segment) ([]string, error) {
+	explainer, ok := i.socket.options.lock.(Explainer)
+	if !ok {
+		return nil, errNoExplainer
+	}
+	drops, err := explainer.ExplainInjected(i.socket.options.mark, func() {
+		for _, w := range ways {
+			if !w.unmarked {
+				_ = i.try(w, segment) // as before
+			}
+		}
+	})
+	if len(drops) == 0 && err == nil {
+		err = errNoDrop
+	}
+	return drops, err
+}
+
+// await waits until an injected segment has brought the socket into a state. As
+// a rule that is so when the segment has been sent, unless another CPU processes
+// what arrives on the loopback device.
+func (s *Socket) await(want State) (arrived bool, err error) {
+	const patience = 200 * time.Millisecond
+	for start := time.Now(); ; time.Sleep(50 * time.Microsecond) {
+		info, err := s.info()
+		if err != nil || State(info.State) == want {
+			return err == nil, err
+		}
+		if time.Since(start) > patience {
+			return false, nil
+		}
+	}
+}

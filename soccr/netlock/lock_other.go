@@ -1,0 +1,62 @@
+//go:build !linux
+
+package netlock
+
+import (
+	"errors"
+	"net/netip"
+)
+
+// A Lock needs Linux.
+type Lock struct{}
+
+// New needs Linux.
+func New(...Option) (*Lock, error) { return nil, opError("new", errors.ErrUnsupported) }
+
+// Namespace needs Linux.
+func Namespace(...Option) (*Lock, error) { return nil, opError("namespace", errors.ErrUnsupported) }
+
+// Add needs Linux.
+func (*Lock) Add(...Flow) error { return opError("add", errors.ErrUnsupported) }
+
+// Remove needs Linux.
+func (*Lock) Remove(...Flow) error { return opError("remove", errors.ErrUnsupported) }
+
+// LockFlow needs Linux.
+func (*Lock) LockFlow(local, remote netip.AddrPort) error {
+	return opError("add", errors.ErrUnsupported)
+}
+
+// UnlockFlow needs Linux.
+func (*Lock) UnlockFlow(local, remote netip.AddrPort) error {
+	return opError("remove", errors.ErrUnsupported)
+}
+
+// Track needs Linux.
+func (*Lock) Track(...Flow) error { return opError("track", errors.ErrUnsupported) }
+
+// TrackFlow needs Linux.
+func (*Lock) TrackFlow(local, remote netip.AddrPort) error {
+	return opError("track", errors.ErrUnsupported)
+}
+
+// TrackInjected needs Linux.
+func (*Lock) TrackInjected() (undo func() error, err error) {
+	return nil, opError("track", errors.ErrUnsupported)
+}
+
+// TracksInjected needs Linux.
+func (*Lock) TracksInjected() bool { return false }
+
+// Close has nothing to do.
+func (*Lock) Close() error { return nil }
+
+// ExplainInjected needs Linux.
+func (*Lock) ExplainInjected(uint32, func()) ([]string, error) {
+	return nil, opError("explain", errors.ErrUnsupported)
+}
+
+// Explain needs Linux.
+func Explain(func() error, ...Option) ([]Drop, error) {
+	return nil, opError("explain", errors.ErrUnsupported)
+}

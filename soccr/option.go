@@ -1,0 +1,67 @@
+package soccr
+
+import (
+	"net/netip"
+
+	"github.com/gosoccr/gosoccr/rawfin"
+)
+
+// An Option changes how Checkpoint, Restore and RestoreConn work.
+type Option func(*settings)
+
+type settings struct {
+	mark uint32
+	lock Locker
+}
+
+func newSettings(options []Option) settings {
+	s := settings{mark: rawfin.DefaultMark}
+	for _, o := range options {
+		o(&s)
+	}
+	return s
+}
+
+// WithMark sets the mark (SO_MARK) of the segments that Restore injects for
+// half-closed connections; the default is rawfin.DefaultMark. The network lock
+// must be made for the same mark, and the host's firewall should let packets
+// with it through on the loopback device; see [InjectionError].
+func WithMark(mark uint32) Option { return func(s *settings) { s.mark = mark } }
+
+// WithLock makes Checkpoint lock the connection's flow before it is paused, and
+// RestoreConn lock it before the socket exists and unlock it before it resumes.
+// A *netlock.Lock is a Locker. Without one, the caller keeps the peer's packets
+// away by other means: what arrives in between is lost or answered with a RST.
+//
+// Restore neither locks nor unlocks, but asks the lock for help if it is also a
+// [Tracker] or an [Explainer].
+func WithLock(lock Locker) Option { return func(s *settings) { s.lock = lock } }
+
+// A Locker keeps all packets of a flow from the sockets of this host, in both
+// directions, without an answer to anybody. Both calls are idempotent.
+type Locker interface {
+	LockFlow(local, remote netip.AddrPort) error
+	UnlockFlow(local, remote netip.AddrPort) error
+}
+
+// A Tracker is a Locker that has to do with conntrack, which firewalls may rely
+// on: Restore tells it of half-closed connections, and has it see what is
+// injected if a firewall lets nothing else through.
+type Tracker interface {
+	Locker
+	// TrackFlow tells conntrack of an established connection.
+	TrackFlow(local, remote netip.AddrPort) error
+	// TrackInjected lets conntrack see injected segments, until undo is called.
+	// Restore calls undo if it fails, and otherwise does not, so that the next
+	// Restore with this lock starts with what this one has found out.
+	TrackInjected() (undo func() error, err error)
+	// TracksInjected reports whether conntrack sees them.
+	TracksInjected() bool
+}
+
+// An Explainer is a Locker that finds out which rules of the host's firewall drop
+// packets with a mark, while inject sends such packets.
+type Explainer interface {
+	Locker
+	ExplainInjected(mark uint32, inject func()) (drops []string, err error)
+}

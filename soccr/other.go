@@ -1,0 +1,82 @@
+//go:build !linux
+
+package soccr
+
+import (
+	"errors"
+	"net"
+	"syscall"
+)
+
+// Only Linux lets a connection be taken out of its socket. Elsewhere, snapshots
+// can be read, checked and written.
+
+func unsupported(op string) error { return &OpError{Op: op, Err: errors.ErrUnsupported} }
+
+// Pause needs Linux.
+func Pause(int) (*Socket, error) { return nil, unsupported("pause") }
+
+// Save needs Linux.
+func (*Socket) Save() (*Snapshot, error) { return nil, unsupported("save") }
+
+// Restore needs Linux.
+func (*Socket) Restore(*Snapshot, ...Option) error { return unsupported("restore") }
+
+// Resume needs Linux.
+func (*Socket) Resume() error { return unsupported("resume") }
+
+// Release needs Linux.
+func (*Socket) Release() {}
+
+// Disconnect needs Linux.
+func (*Socket) Disconnect() error { return unsupported("disconnect") }
+
+// State needs Linux.
+func (*Socket) State() (State, error) { return 0, unsupported("read state") }
+
+// QueueSeq needs Linux.
+func (*Socket) QueueSeq(q Queue) (uint32, error) { return 0, unsupported(q.String()) }
+
+// SetQueueSeq needs Linux.
+func (*Socket) SetQueueSeq(q Queue, _ uint32) error { return unsupported(q.String()) }
+
+// QueueLen needs Linux.
+func (*Socket) QueueLen(q Queue) (int, error) { return 0, unsupported(q.String()) }
+
+// ReadQueue needs Linux.
+func (*Socket) ReadQueue(q Queue) ([]byte, error) { return nil, unsupported(q.String()) }
+
+// WriteQueue needs Linux.
+func (*Socket) WriteQueue(q Queue, _ []byte) (int, error) { return 0, unsupported(q.String()) }
+
+// Window needs Linux.
+func (*Socket) Window() (Window, error) { return Window{}, unsupported("read window") }
+
+// SetWindow needs Linux.
+func (*Socket) SetWindow(Window) error { return unsupported("set window") }
+
+// Negotiated needs Linux.
+func (*Socket) Negotiated() (Negotiated, error) {
+	return Negotiated{}, unsupported("read negotiated options")
+}
+
+// SetNegotiated needs Linux.
+func (*Socket) SetNegotiated(Negotiated) error { return unsupported("set negotiated options") }
+
+// SyncMSS needs Linux.
+func (*Socket) SyncMSS() error { return unsupported("compute segment size") }
+
+// Timestamp needs Linux.
+func (*Socket) Timestamp() (Timestamp, error) { return Timestamp{}, unsupported("read timestamp") }
+
+// SetTimestamp needs Linux.
+func (*Socket) SetTimestamp(Timestamp) error { return unsupported("set timestamp") }
+
+// NewSocket needs Linux.
+func NewSocket(*Snapshot) (fd int, err error) { return -1, unsupported("socket") }
+
+// Checkpoint needs Linux.
+func Checkpoint(syscall.Conn, ...Option) (*Snapshot, error) { return nil, unsupported("checkpoint") }
+
+// RestoreConn needs Linux.
+func RestoreConn(*Snapshot, ...Option) (*net.TCPConn, error) { return nil, unsupported("restore") }

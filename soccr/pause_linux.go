@@ -1,0 +1,132 @@
+package soccr
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/sockopt"
+)
+
+// ipprotoMPTCP is SO_PROTOCOL's value of Multipath TCP sockets.
+const ipprotoMPTCP = 262
+
+// Pause switches repair mode on (TCP_REPAIR): from now on the program can
+// neither read nor write, and closing the socket is silent. The kernel goes on
+// receiving, acknowledging and retransmitting, so stop the program and lock the
+// flow first. The caller keeps owning fd, which stays paused until Resume; a
+// paused socket that is paused again stays as it is.
+//
+// It needs CAP_NET_ADMIN in the user namespace that owns the socket's network
+// namespace, and fails with ErrNoPermission, ErrState (a listening socket),
+// ErrMultipath or ErrNotTCP inside an *OpError, with the socket untouched.
+func Pause(fd int) (*Socket, error) {
+	s := &Socket{fd: fd}
+	// The option reads 2 once repair mode is on: it has to be read before.
+	reuse, err := sockopt.GetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+	if err != nil {
+		return nil, s.fail("pause", because(notTCP(err), err))
+	}
+	s.reuseAddr = reuse == 1
+	if err := sockopt.SetInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
+		return nil, s.fail("pause", because(s.whyNotPaused(err), err))
+	}
+	return s, nil
+}
+
+// whyNotPaused finds the reason behind the errno of TCP_REPAIR.
+func (s *Socket) whyNotPaused(answer error) error {
+	protocol, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	switch {
+	case err != nil:
+		return notTCP(err)
+	case protocol == ipprotoMPTCP:
+		return ErrMultipath
+	case protocol != unix.IPPROTO_TCP:
+		return ErrNotTCP
+	}
+	if listening, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && listening != 0 {
+		return ErrState // tcp_can_repair_sock answers EPERM here too
+	}
+	if errors.Is(answer, unix.EPERM) {
+		return ErrNoPermission
+	}
+	return nil
+}
+
+// notTCP finds the reason behind the errno of the first call on an fd.
+func notTCP(answer error) error {
+	if errors.Is(answer, unix.ENOTSOCK) || errors.Is(answer, unix.ENOPROTOOPT) || errors.Is(answer, unix.EOPNOTSUPP) {
+		return ErrNotTCP
+	}
+	return nil
+}
+
+// Resume switches repair mode off and lets the connection go on. The kernel
+// sends a window probe from an established socket, whose answer tells where the
+// peer stands. Unlock the flow before: the probe has to get out and its answer
+// in. After Restore, Resume also starts what could not be done while paused: it
+// sends unsent bytes, and the SYN of a connection in SYN_SENT.
+//
+// SO_REUSEADDR, which repair mode overwrites, is as it was before Pause. The
+// Socket must not be used any more, unless Resume fails: then the socket is
+// still paused, and Resume can be called again.
+func (s *Socket) Resume() error {
+	if err := s.setRepair(unix.TCP_REPAIR_OFF); err != nil {
+		return s.fail("resume", err)
+	}
+	if err := s.setReuseAddr(); err != nil {
+		return s.fail("resume", err)
+	}
+	if s.restored == nil {
+		return nil
+	}
+	if err := s.start(s.restored); err != nil {
+		return s.fail("resume", err)
+	}
+	s.restored = nil
+	return nil
+}
+
+// setReuseAddr puts SO_REUSEADDR back, which leaving repair mode sets to 0.
+func (s *Socket) setReuseAddr() error {
+	if !s.reuseAddr {
+		return nil
+	}
+	return sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+}
+
+// Release forgets the socket and leaves it paused, so that closing its last fd
+// is silent: no FIN, no RST, no TIME_WAIT. The Socket must not be used any more.
+func (s *Socket) Release() { s.fd = -1 }
+
+// Disconnect takes the connection out of the socket silently, as closing it
+// would, but at once and for every process that has a descriptor of it: the
+// kernel forgets the connection, and reads and writes answer as on a socket
+// that never connected. The socket stays paused. ([connect(2)] to AF_UNSPEC.)
+func (s *Socket) Disconnect() error {
+	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	if err := connectRaw(s.fd, &unspec); err != nil {
+		return s.fail("disconnect", err)
+	}
+	// tcp_disconnect leaves ECONNABORTED pending, for nobody to see.
+	_, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	s.restored = nil
+	if err != nil {
+		return s.fail("disconnect", err)
+	}
+	return nil
+}
+
+// setRepair sets TCP_REPAIR to on, off or off without a window probe.
+func (s *Socket) setRepair(mode int) error {
+	return sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, mode)
+}
+
+// fail wraps an error with the step and the connection, once.
+func (s *Socket) fail(op string, err error) error {
+	if done, ok := errors.AsType[*OpError](err); ok {
+		return done
+	}
+	return &OpError{Op: op, Local: s.local, Remote: s.remote, Err: err}
+}

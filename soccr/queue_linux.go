@@ -1,0 +1,251 @@
+package soccr
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/sockopt"
+)
+
+// QueueSeq gives a queue's sequence number: the kernel's rcv_nxt for RecvQueue
+// and write_seq for SendQueue, which count FINs as one byte.
+func (s *Socket) QueueSeq(q Queue) (uint32, error) {
+	var seq int
+	err := s.inQueue(q, func() (err error) {
+		seq, err = sockopt.GetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+		return err
+	})
+	if err != nil {
+		return 0, s.fail(q.String()+": read sequence number", err)
+	}
+	return uint32(seq), nil
+}
+
+// seqs reads the sequence numbers of both queues.
+func (s *Socket) seqs() (rcvNxt, writeSeq uint32, err error) {
+	for _, q := range [...]struct {
+		queue Queue
+		seq   *uint32
+	}{{RecvQueue, &rcvNxt}, {SendQueue, &writeSeq}} {
+		if err = s.selectQueue(q.queue); err != nil {
+			break
+		}
+		var seq int
+		if seq, err = sockopt.GetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ); err != nil {
+			break
+		}
+		*q.seq = uint32(seq)
+	}
+	return rcvNxt, writeSeq, errors.Join(err, s.selectQueue(NoQueue))
+}
+
+// SetQueueSeq sets the sequence number of an empty queue of a socket that is
+// not connected yet: the number of the first byte that will be put into it.
+func (s *Socket) SetQueueSeq(q Queue, seq uint32) error {
+	err := s.inQueue(q, func() error {
+		return sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, int(int32(seq)))
+	})
+	if err != nil {
+		return s.fail(q.String()+": set sequence number", err)
+	}
+	return nil
+}
+
+// QueueLen is how many bytes are in a queue, without the FIN that the kernel's
+// counters include in some states.
+func (s *Socket) QueueLen(q Queue) (int, error) {
+	info, err := s.info()
+	if err != nil {
+		return 0, s.fail(q.String()+": read length", err)
+	}
+	n, err := s.queueLen(q, State(info.State))
+	if err != nil {
+		return 0, s.fail(q.String()+": read length", err)
+	}
+	return n, nil
+}
+
+func (s *Socket) queueLen(q Queue, state State) (int, error) {
+	if q == RecvQueue {
+		return count(s.fd, unix.SIOCINQ) // less the FIN already: tcp_inq
+	}
+	// A closed socket's counter still shows what it will never send.
+	if state == StateClose {
+		return 0, nil
+	}
+	n, err := count(s.fd, unix.SIOCOUTQ)
+	if err == nil && n > 0 && state.finPending() {
+		n--
+	}
+	return n, err
+}
+
+// ReadQueue gives a copy of what is in a queue, without taking it out.
+func (s *Socket) ReadQueue(q Queue) ([]byte, error) {
+	n, err := s.QueueLen(q)
+	if err != nil {
+		return nil, err
+	}
+	data, err := s.readQueue(q, n)
+	if err != nil {
+		return nil, s.fail(q.String(), err)
+	}
+	return data, nil
+}
+
+// readQueue reads the n bytes that are in a queue.
+func (s *Socket) readQueue(q Queue, n int) ([]byte, error) {
+	if n == 0 {
+		return nil, nil
+	}
+	read := s.peekSendQueue
+	if q == RecvQueue {
+		read = s.peekRecvQueue
+	}
+	var data []byte
+	err := s.inQueue(q, func() (err error) {
+		data, err = read(n)
+		return err
+	})
+	return data, err
+}
+
+// peekRecvQueue reads from the queue's start. SO_PEEK_OFF, when set, would start
+// elsewhere and move on; it is switched off meanwhile.
+func (s *Socket) peekRecvQueue(n int) ([]byte, error) {
+	offset, err := peekOffset(s.fd)
+	if err != nil {
+		return nil, err
+	}
+	if offset >= 0 {
+		if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1); err != nil {
+			return nil, err
+		}
+	}
+	data := make([]byte, n)
+	got, err := peek(s.fd, data)
+	if offset >= 0 {
+		err = errors.Join(err, sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, offset))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if got != n {
+		if now, err := count(s.fd, unix.SIOCINQ); err != nil || now < n { // somebody reads
+			return nil, errors.Join(err, &FieldError{Field: "RecvQueue", Want: n, Got: now, Err: ErrChanged})
+		}
+		// A peek stops at the urgent mark (tcp_recvmsg_locked), a count does not
+		// when the program wants urgent data inline.
+		return nil, because(ErrUrgent, fmt.Errorf("only %d of %d bytes before the mark", got, n))
+	}
+	return data, nil
+}
+
+// peekSendQueue reads the queue's last n bytes. The kernel (tcp_peek_sndq)
+// returns whole buffers, the first of which may begin with bytes that the peer
+// has acknowledged, and counts them all even if it could not copy them.
+func (s *Socket) peekSendQueue(n int) ([]byte, error) {
+	data := make([]byte, n)
+	for range 3 { // it cannot grow while the program is stopped
+		got, err := peek(s.fd, data)
+		if err != nil {
+			return nil, err
+		}
+		if got < n {
+			return nil, &FieldError{Field: "SendQueue", Want: n, Got: got, Err: ErrChanged}
+		}
+		if got <= len(data) {
+			return data[got-n : got : got], nil
+		}
+		data = make([]byte, got)
+	}
+	return nil, &FieldError{Field: "SendQueue", Want: n, Got: "growing", Err: ErrChanged}
+}
+
+// WriteQueue appends to a queue, in state ESTABLISHED or CLOSE_WAIT: received
+// bytes that wait to be read, or sent bytes that wait to be acknowledged. It
+// returns how many bytes the queue took; fewer than all come with an error,
+// ErrBuffer where the socket's buffer is full.
+func (s *Socket) WriteQueue(q Queue, data []byte) (int, error) {
+	var n int
+	err := s.inQueue(q, func() (err error) {
+		n, err = s.write(data)
+		return err
+	})
+	if err != nil {
+		return n, s.fail(q.String(), err)
+	}
+	return n, nil
+}
+
+// write sends to the selected queue, in parts as large as the kernel takes.
+func (s *Socket) write(data []byte) (int, error) {
+	const smallest = 4096
+	written, part := 0, len(data)
+	for written < len(data) {
+		n, err := unix.SendmsgN(s.fd, data[written:min(written+part, len(data))], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		written += max(n, 0)
+		switch {
+		case err == nil || errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ENOMEM) && part > smallest:
+			part = max(part/2, smallest) // no memory for one buffer of that size
+		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS):
+			return written, fmt.Errorf("%w: %d of %d bytes: %w", ErrBuffer, written, len(data), err)
+		default:
+			return written, err
+		}
+	}
+	return written, nil
+}
+
+// inQueue runs f while a queue is selected. It is selected no longer than
+// needed: an ACK that arrives meanwhile would mark unsent bytes as sent
+// (tcp_write_xmit), and what the program writes would end up there.
+func (s *Socket) inQueue(q Queue, f func() error) error {
+	if err := s.selectQueue(q); err != nil {
+		return err
+	}
+	return errors.Join(f(), s.selectQueue(NoQueue))
+}
+
+func (s *Socket) selectQueue(q Queue) error {
+	err := sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, int(q))
+	if errors.Is(err, unix.EPERM) {
+		return because(ErrNotPaused, err)
+	}
+	return err
+}
+
+// peek copies what is in the selected queue; the count may exceed len(data).
+func peek(fd int, data []byte) (int, error) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(data))),
+		uintptr(len(data)), unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+	switch errno {
+	case 0:
+		return int(n), nil
+	case unix.EAGAIN: // nothing there
+		return 0, nil
+	default:
+		return 0, errno
+	}
+}
+
+// peekOffset reads SO_PEEK_OFF, −1 where it is off or unknown to TCP (before
+// Linux 6.9).
+func peekOffset(fd int) (int, error) {
+	offset, err := sockopt.GetInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return -1, nil
+	}
+	return offset, err
+}
+
+// count wraps the ioctls that return a length.
+func count(fd int, request uint) (int, error) {
+	var n int32
+	err := ioctl(fd, request, unsafe.Pointer(&n))
+	return int(n), err
+}

@@ -1,0 +1,92 @@
+package soccr
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/sockopt"
+)
+
+// tcpAOInfo is TCP_AO_INFO (Linux 6.7).
+const tcpAOInfo = 40
+
+// refuse finds what of a connection cannot be moved. It is called before
+// anything is taken apart.
+func (s *Socket) refuse(state State, queued int) error {
+	for _, check := range [...]func() error{
+		s.refuseULP,
+		s.refuseAO,
+		func() error { return s.refuseMD5(state) },
+		func() error { return s.refuseUrgent(queued) },
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuseULP: what is in the queues belongs to the upper layer's records, whose
+// state cannot be read back.
+func (s *Socket) refuseULP() error {
+	var name [16]byte // TCP_ULP_NAME_MAX
+	n, err := sockopt.Get(s.fd, unix.IPPROTO_TCP, unix.TCP_ULP, name[:])
+	switch {
+	case errors.Is(err, unix.ENOPROTOOPT):
+		return nil // no such kernel, no such layer
+	case err != nil:
+		return err
+	case n > 0 && name[0] != 0:
+		return fmt.Errorf("%w: %s", ErrULP, unix.ByteSliceToString(name[:n]))
+	}
+	return nil
+}
+
+func (s *Socket) refuseAO() error {
+	var info [64]byte // struct tcp_ao_info_opt, and what it may grow to
+	_, err := sockopt.Get(s.fd, unix.IPPROTO_TCP, tcpAOInfo, info[:])
+	switch {
+	case errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.ENOENT):
+		return nil // no such kernel, or no keys
+	case err != nil && !errors.Is(err, unix.EINVAL):
+		return err
+	}
+	return fmt.Errorf("%w: TCP-AO", ErrSigned)
+}
+
+// refuseUrgent looks for an urgent byte among the queued ones: a peek skips it,
+// stops there or reads past its mark, and the mark cannot be restored. It may be
+// at the head; further behind, SIOCINQ counts up to it only, unless the program
+// wants urgent data inline, when it is the peek that stops there.
+func (s *Socket) refuseUrgent(queued int) error {
+	mark, err := count(s.fd, unix.SIOCATMARK)
+	if err != nil {
+		return err
+	}
+	if mark != 0 {
+		return ErrUrgent
+	}
+	if queued == 0 {
+		return nil
+	}
+	inline, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE)
+	if err != nil || inline != 0 {
+		return err
+	}
+	if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1); err != nil {
+		return err
+	}
+	all, err := count(s.fd, unix.SIOCINQ)
+	if err := errors.Join(err, sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 0)); err != nil {
+		return err
+	}
+	// A packet may arrive between two counts, but nobody reads: only a mark makes
+	// the later one smaller.
+	upToMark, err := count(s.fd, unix.SIOCINQ)
+	if err == nil && upToMark < all {
+		return ErrUrgent
+	}
+	return err
+}

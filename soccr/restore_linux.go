@@ -1,0 +1,311 @@
+package soccr
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/sockopt"
+)
+
+// NewSocket makes the socket that a snapshot is restored into, in the network
+// namespace of the calling thread: of the snapshot's family, close-on-exec and
+// non-blocking. The caller owns fd.
+func NewSocket(snap *Snapshot) (fd int, err error) {
+	family := unix.AF_INET6
+	if snap.Local.Addr().Is4() {
+		family = unix.AF_INET
+	}
+	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if err != nil {
+		return -1, &OpError{Op: "socket", Local: snap.Local, Remote: snap.Remote, Err: err}
+	}
+	return fd, nil
+}
+
+// Restore puts a connection into a fresh socket: one that NewSocket made, not
+// bound, and paused. Afterwards it holds what the snapshot says, as read back
+// from the kernel, and is still paused. Lock the flow before, and unlock it
+// between Restore and Resume.
+//
+// The snapshot is not changed and may be restored again. On error, an *OpError,
+// the socket holds no connection and is of no further use; nothing was sent to
+// the peer. Its reasons include ErrInvalidSnapshot, ErrState (the socket is not
+// fresh or of another family), ErrAddrInUse, ErrAddrNotAvailable, ErrNoRoute,
+// ErrNoPermission, ErrBuffer, ErrInjection and ErrMismatch.
+//
+// Half-closed states are reached by segments that stand for the peer's, injected
+// with a raw socket: these need CAP_NET_RAW too.
+func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
+	if err := snap.Validate(); err != nil {
+		return s.fail("restore", err)
+	}
+	s.options = newSettings(options)
+	s.local, s.remote = snap.Local, snap.Remote
+	if step, err := s.restore(snap); err != nil {
+		// The reason matters, not whether the remains could be cleared: close
+		// is silent in repair mode anyhow.
+		_ = s.Disconnect()
+		return s.fail(step, s.notPaused(err))
+	}
+	s.restored = snap
+	s.reuseAddr = snap.Options.ReuseAddr
+	return nil
+}
+
+// restore goes through the steps, in the order that the kernel needs, and names
+// the one that failed.
+func (s *Socket) restore(snap *Snapshot) (step string, err error) {
+	var plan windowPlan
+	if snap.State.row().connected {
+		plan = planWindow(snap)
+	}
+	for _, step := range [...]struct {
+		name string
+		do   func() error
+	}{
+		{"prepare", func() error { return s.beforeBind(snap) }},
+		{"bind", func() error { return s.bind(snap) }},
+		{"set sequence numbers", func() error { return s.setSeqs(snap) }},
+		{"connect", func() error { return s.connect(snap) }},
+		{"set negotiated options", func() error { return s.restoreNegotiated(snap) }},
+		{"bound timers", func() error { return s.hasten(snap) }},
+		{"receive queue", func() error { return s.fill(RecvQueue, snap.RecvQueue) }},
+		{"send queue", func() error { return s.fill(SendQueue, snap.sent()) }},
+		{"half-closed state", func() error { return s.replay(snap, plan) }},
+		{"set window", func() error { return s.restoreWindow(snap, plan) }},
+		{"set options", func() error { return s.afterConnect(snap) }},
+		{"verify", func() error { return s.verify(snap, plan) }},
+	} {
+		if err := step.do(); err != nil {
+			return step.name, err
+		}
+	}
+	return "", nil
+}
+
+// beforeBind sets what acts at bind(2) or connect(2).
+func (s *Socket) beforeBind(snap *Snapshot) error {
+	if snap.Mapped() {
+		// net.ipv6.bindv6only may forbid IPv4 on AF_INET6 sockets.
+		if err := sockopt.SetInt(s.fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
+			return err
+		}
+	}
+	// The first window comes from the buffer at connect time.
+	if size := snap.Options.RecvBuffer; size > 0 && snap.State.row().connected {
+		now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+		if err == nil && now != int(size) {
+			err = s.setBuffer(recvBuffer, int(size))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return s.setCongestion(snap.Options.Congestion)
+}
+
+// bind needs no SO_REUSEADDR: a paused socket may share its port with anybody.
+func (s *Socket) bind(snap *Snapshot) error {
+	if snap.Local.Port() == 0 {
+		return nil // never bound
+	}
+	sa, err := toSockaddr(s.fd, snap.Local)
+	if err != nil {
+		return because(ErrAddrNotAvailable, err)
+	}
+	err = unix.Bind(s.fd, sa)
+	return because(reasons{
+		unix.EADDRNOTAVAIL: ErrAddrNotAvailable,
+		unix.ENODEV:        ErrAddrNotAvailable,
+		unix.EADDRINUSE:    ErrAddrInUse,
+		unix.EINVAL:        ErrState, // bound already, or of the other family
+		unix.EAFNOSUPPORT:  ErrState,
+		unix.EACCES:        ErrNoPermission,
+	}.of(err), err)
+}
+
+// setSeqs sets each queue's first sequence number: those of its first byte.
+func (s *Socket) setSeqs(snap *Snapshot) error {
+	if !snap.Remote.IsValid() {
+		return nil
+	}
+	first := snap.sndUna()
+	if snap.State == StateSynSent {
+		first-- // the SYN, which connect(2) will send again
+	}
+	if err := s.SetQueueSeq(RecvQueue, snap.recvStart()); err != nil {
+		return err
+	}
+	return s.SetQueueSeq(SendQueue, first)
+}
+
+// connect, in repair mode, sends nothing: the socket becomes established. That
+// of a connection in SYN_SENT has to wait until Resume.
+func (s *Socket) connect(snap *Snapshot) error {
+	if !snap.Remote.IsValid() || snap.State == StateSynSent {
+		return nil
+	}
+	sa, err := toSockaddr(s.fd, snap.Remote)
+	if err != nil {
+		return because(ErrNoRoute, err)
+	}
+	err = unix.Connect(s.fd, sa)
+	return because(reasons{
+		unix.EADDRNOTAVAIL: ErrAddrInUse, // __inet_check_established
+		unix.ENETUNREACH:   ErrNoRoute,
+		unix.EHOSTUNREACH:  ErrNoRoute,
+		unix.EINVAL:        ErrNoRoute, // a local address that cannot reach the peer
+		unix.EISCONN:       ErrState,
+		unix.EPERM:         ErrNoPermission, // a cgroup's or LSM's veto
+		unix.EACCES:        ErrNoPermission,
+	}.of(err), err)
+}
+
+// reasons tells what an errno means to one system call.
+type reasons map[unix.Errno]error
+
+func (r reasons) of(err error) error {
+	errno, _ := errors.AsType[unix.Errno](err)
+	return r[errno]
+}
+
+func (s *Socket) restoreNegotiated(snap *Snapshot) error {
+	if !snap.State.row().connected {
+		return nil
+	}
+	err := s.SetNegotiated(Negotiated{
+		MSS:           snap.MSS,
+		WindowScaling: snap.WindowScaling,
+		SendScale:     snap.SendScale,
+		RecvScale:     snap.RecvScale,
+		SACK:          snap.SACK,
+		Timestamps:    snap.Timestamp.Enabled,
+	})
+	if err != nil {
+		return err
+	}
+	return s.SetTimestamp(snap.Timestamp)
+}
+
+// recvWrite is how much one write adds to a receive queue at the least
+// (tcp_send_rcvq), however small the buffer.
+const recvWrite = 17 * 4096
+
+// fill appends to a queue what may be more than the socket's buffer holds.
+func (s *Socket) fill(q Queue, data []byte) error {
+	if len(data) == 0 {
+		return nil
+	}
+	return s.inQueue(q, func() error { return s.writeAll(q, data) })
+}
+
+// writeAll writes to the selected queue; it enlarges the buffer if it must.
+// Receive buffers are enlarged before: one that overflows makes the kernel
+// lower the window's growth (tcp_prune_queue).
+func (s *Socket) writeAll(q Queue, data []byte) error {
+	if q == RecvQueue && len(data) > recvWrite {
+		if err := s.setBuffer(recvBuffer, largest); err != nil {
+			return err
+		}
+	}
+	n, err := s.write(data)
+	if q == SendQueue && errors.Is(err, ErrBuffer) {
+		if err := s.setBuffer(sendBuffer, largest); err != nil {
+			return err
+		}
+		_, err = s.write(data[n:])
+	}
+	return err
+}
+
+// restoreWindow sets both windows and what they depend on: memory and bounds.
+func (s *Socket) restoreWindow(snap *Snapshot, plan windowPlan) error {
+	if !snap.State.row().connected {
+		return nil
+	}
+	if err := s.setRepairWindow(plan.Window); err != nil {
+		return err
+	}
+	// tcp_sync_mss takes the peer's largest window into account, set just now.
+	if err := s.syncMSS(snap.Local.Addr()); err != nil {
+		return err
+	}
+	if err := s.restoreBuffers(snap, plan); err != nil {
+		return err
+	}
+	return s.setWindowBounds(plan.Window)
+}
+
+// restoreBuffers sets the buffers to their saved sizes, but leaves the receive
+// buffer as much memory as the saved one had free, or as the window promises: a
+// queue in fresh buffers takes other memory than it took before.
+func (s *Socket) restoreBuffers(snap *Snapshot, plan windowPlan) error {
+	want := &snap.Options
+	memory, err := s.memory()
+	if err != nil {
+		return err
+	}
+	if want.RecvBuffer > 0 {
+		free := max(int64(want.RecvBuffer)-int64(plan.RecvMemory), plan.room)
+		size := min(max(int64(want.RecvBuffer), int64(memory.recvAlloc)+free), largest)
+		if int64(memory.recvBuffer) != size {
+			if err := s.setBuffer(recvBuffer, int(size)); err != nil {
+				return err
+			}
+		}
+	}
+	if want.SendBuffer > 0 && memory.sendBuffer != want.SendBuffer {
+		if err := s.setBuffer(sendBuffer, int(want.SendBuffer)); err != nil {
+			return err
+		}
+	}
+	return s.setBufferLock(int(want.BufferLock))
+}
+
+// afterConnect sets the options that may not be set earlier.
+func (s *Socket) afterConnect(snap *Snapshot) error {
+	if err := s.setOptions(&snap.Options, false); err != nil {
+		return err
+	}
+	if err := s.setPeekOffset(&snap.Options); err != nil {
+		return err
+	}
+	if snap.Options.ReadShutdown {
+		return unix.Shutdown(s.fd, unix.SHUT_RD)
+	}
+	return nil
+}
+
+// start does what can only be done once repair mode is off.
+func (s *Socket) start(snap *Snapshot) error {
+	if snap.State == StateSynSent {
+		sa, err := toSockaddr(s.fd, snap.Remote)
+		if err != nil {
+			return err
+		}
+		// The sequence number that is set already becomes that of the SYN.
+		if err := unix.Connect(s.fd, sa); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+			return fmt.Errorf("connect: %w", err)
+		}
+	}
+	if snap.State.row().connected && (snap.Unsent > 0 || snap.UnsentFIN) {
+		// Setting TCP_NODELAY sends what waits (tcp_push_pending_frames).
+		if err := sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+			return err
+		}
+		if !snap.Options.NoDelay {
+			if err := sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.unhasten(); err != nil {
+		return err
+	}
+	if err := s.setOptions(&snap.Options, true); err != nil {
+		return err
+	}
+	return s.setBlocking(snap.Options.NonBlocking)
+}

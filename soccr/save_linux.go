@@ -1,0 +1,215 @@
+package soccr
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/tcpinfo"
+)
+
+// Save reads the whole connection into a Snapshot. The socket stays paused, and
+// loses nothing: after Resume it goes on as if nothing had been.
+//
+// A socket that could not be restored is refused here, while it is still alive:
+// ErrState (LISTEN, SYN_RECV, TIME_WAIT), ErrUrgent, ErrULP, ErrSigned. If the
+// connection moves while it is read, Save fails with ErrChanged; saving again is
+// then fine. Errors come inside an *OpError.
+func (s *Socket) Save() (*Snapshot, error) {
+	snap, err := s.save()
+	if err != nil {
+		return nil, s.fail("save", err)
+	}
+	return snap, nil
+}
+
+// betweenReads lets a test change the connection while it is being saved.
+var betweenReads = func() {}
+
+func (s *Socket) save() (*Snapshot, error) {
+	before, err := s.observe()
+	if err != nil {
+		return nil, s.notPaused(err)
+	}
+	s.correctUnsent(&before)
+	snap := &Snapshot{State: State(before.info.State), Unsent: before.unsent}
+	if !snap.State.row().movable {
+		return nil, &FieldError{Field: "State", Got: snap.State, Err: ErrState}
+	}
+	if err := s.saveAddrs(snap); err != nil {
+		return nil, err
+	}
+	if err := s.refuse(snap.State, before.received); err != nil {
+		return nil, err
+	}
+	if err := s.saveQueues(snap, &before); err != nil {
+		return nil, err
+	}
+	memory, err := s.memory()
+	if err != nil {
+		return nil, err
+	}
+	snap.Options.RecvBuffer, snap.Options.SendBuffer = memory.recvBuffer, memory.sendBuffer
+	if snap.State.row().connected {
+		if err := s.saveNegotiated(snap, &before); err != nil {
+			return nil, err
+		}
+		snap.Window = before.window
+		snap.Window.RcvSsthresh, snap.Window.RecvMemory = before.info.Rcv_ssthresh, memory.recvAlloc
+		if snap.Window.Clamp, err = s.windowClamp(); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.readOptions(&snap.Options); err != nil {
+		return nil, err
+	}
+	snap.Options.ReuseAddr = s.reuseAddr
+	if snap.Options.ReadShutdown, err = s.readShutdown(snap.State); err != nil {
+		return nil, err
+	}
+	betweenReads()
+	after, err := s.observe()
+	if err != nil {
+		return nil, err
+	}
+	s.correctUnsent(&after)
+	if err := before.unchanged(&after); err != nil {
+		return nil, err
+	}
+	return snap, snap.Validate() // what could not be restored is refused now
+}
+
+// correctUnsent undoes what reading the send queue does to the counters. While
+// that queue is selected, anything that makes the kernel transmit (a pacing or
+// probe timer is enough) marks all unsent bytes as sent without sending them
+// (tcp_write_xmit). As long as no data has truly left, what was unsent still is.
+// Restored as sent, such bytes would wait for a retransmission timer.
+func (s *Socket) correctUnsent(o *observation) {
+	if left := o.info.Bytes_sent + uint64(o.info.Data_segs_out); s.seen && s.seenLeft == left {
+		o.unsent = max(o.unsent, s.seenUnsent)
+	} else {
+		s.seenLeft = left
+	}
+	s.seen, s.seenUnsent = true, o.unsent
+}
+
+func (s *Socket) saveAddrs(snap *Snapshot) (err error) {
+	if snap.Local, err = localAddr(s.fd); err != nil {
+		return err
+	}
+	if snap.Remote, err = remoteAddr(s.fd, snap.Local); err != nil {
+		return err
+	}
+	s.local, s.remote = snap.Local, snap.Remote
+	return nil
+}
+
+func (s *Socket) saveQueues(snap *Snapshot, seen *observation) (err error) {
+	row := snap.State.row()
+	if snap.State.finPending() && snap.Unsent > 0 {
+		snap.Unsent-- // the kernel counts the FIN with the unsent bytes
+		snap.UnsentFIN = true
+	}
+	if snap.State == StateClose {
+		snap.Unsent = 0
+	}
+	if snap.RecvQueue, err = s.readQueue(RecvQueue, seen.received); err != nil {
+		return err
+	}
+	if snap.SendQueue, err = s.readQueue(SendQueue, seen.unacked); err != nil {
+		return err
+	}
+	if snap.RecvSeq, snap.SendSeq, err = s.seqs(); err != nil {
+		return err
+	}
+	if row.finReceived {
+		snap.RecvSeq--
+	}
+	if row.finSent {
+		snap.SendSeq--
+	}
+	return nil
+}
+
+func (s *Socket) saveNegotiated(snap *Snapshot, seen *observation) error {
+	n, err := s.negotiated(seen.info)
+	if err != nil {
+		return err
+	}
+	snap.MSS, snap.SACK, snap.ECN = n.MSS, n.SACK, n.ECN
+	snap.WindowScaling, snap.SendScale, snap.RecvScale = n.WindowScaling, n.SendScale, n.RecvScale
+	if n.Timestamps {
+		snap.Timestamp, err = s.timestamp(&seen.info)
+	}
+	return err
+}
+
+// readShutdown reports whether the program itself has shut down reading: end of
+// file although the peer's FIN is not there.
+func (s *Socket) readShutdown(state State) (bool, error) {
+	if row := state.row(); !row.connected || row.finReceived {
+		return false, nil
+	}
+	poll := [1]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLRDHUP}}
+	if _, err := unix.Poll(poll[:], 0); err != nil && !errors.Is(err, unix.EINTR) {
+		return false, err
+	}
+	return poll[0].Revents&unix.POLLRDHUP != 0, nil
+}
+
+// An observation is all that moves when a connection does: by a segment that
+// arrives or leaves, or by what its program reads or writes.
+type observation struct {
+	info     tcpinfo.Info
+	window   Window
+	received int // bytes in the receive queue
+	unacked  int // bytes in the send queue
+	unsent   int // of these, and of the FIN, how much was never sent
+}
+
+// observe must run while no queue is selected: an ACK that arrives while the
+// send queue is would mark unsent bytes as sent.
+func (s *Socket) observe() (o observation, err error) {
+	if o.info, err = s.info(); err != nil {
+		return o, err
+	}
+	state := State(o.info.State)
+	if !state.row().movable {
+		return o, nil
+	}
+	if o.window, err = s.repairWindow(); err != nil {
+		return o, err
+	}
+	if o.received, err = s.queueLen(RecvQueue, state); err != nil {
+		return o, err
+	}
+	o.unacked, err = s.queueLen(SendQueue, state)
+	o.unsent = int(o.info.Notsent_bytes)
+	return o, err
+}
+
+// unchanged compares two observations of a connection and names what moved.
+func (o *observation) unchanged(now *observation) error {
+	for _, f := range [...]struct {
+		field      string
+		then, here uint64
+	}{
+		{"State", uint64(o.info.State), uint64(now.info.State)},
+		{"RecvSeq", o.info.Bytes_received, now.info.Bytes_received},
+		{"RecvQueue", uint64(o.received), uint64(now.received)},
+		{"SendQueue", uint64(o.unacked), uint64(now.unacked)},
+		{"SendSeq", o.info.Bytes_acked, now.info.Bytes_acked},
+		{"Unsent", uint64(o.unsent), uint64(now.unsent)},
+		{"Unsent", o.info.Bytes_sent, now.info.Bytes_sent},
+		{"Window.SndWl1", uint64(o.window.SndWl1), uint64(now.window.SndWl1)},
+		{"Window.SndWnd", uint64(o.window.SndWnd), uint64(now.window.SndWnd)},
+		{"Window.MaxWindow", uint64(o.window.MaxWindow), uint64(now.window.MaxWindow)},
+		{"Window.RcvWnd", uint64(o.window.RcvWnd), uint64(now.window.RcvWnd)},
+		{"Window.RcvWup", uint64(o.window.RcvWup), uint64(now.window.RcvWup)},
+	} {
+		if f.then != f.here {
+			return &FieldError{Field: f.field, Want: f.then, Got: f.here, Err: ErrChanged}
+		}
+	}
+	return nil
+}

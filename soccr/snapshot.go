@@ -1,0 +1,139 @@
+package soccr
+
+import "net/netip"
+
+// A Snapshot is all of a TCP connection that the kernel lets one read and put
+// into another socket. It is a plain value: Restore never changes it, and it can
+// be restored many times. It reveals the bytes in the queues and the sequence
+// numbers with which anybody on the path could forge segments: keep it as secret
+// as the connection.
+//
+// MarshalBinary and WriteTo encode it to be kept or sent. encoding/json encodes it
+// to be read: the state by name, addresses as text, queues in base64.
+type Snapshot struct {
+	// State is the connection's state.
+	State State
+	// Local and Remote are the two ends. An IPv4 connection of an AF_INET6
+	// socket has IPv4-mapped addresses. The zone of a link-local address is the
+	// name of its device. Of a socket that never connected, Remote is the zero
+	// AddrPort; if it was never bound either, Local is its family's unspecified
+	// address with port 0.
+	Local, Remote netip.AddrPort
+
+	// RecvQueue holds what was received and not read yet.
+	RecvQueue []byte
+	// SendQueue holds what was written and not acknowledged yet; its last Unsent
+	// bytes were never sent. Neither queue contains FINs.
+	SendQueue []byte
+	Unsent    int
+	// UnsentFIN: the program has shut down writing, and the FIN waits behind the
+	// send queue without ever having been sent.
+	UnsentFIN bool
+
+	// RecvSeq and SendSeq are the sequence numbers that follow the last byte of
+	// each queue: the kernel's rcv_nxt and write_seq, less the FIN that they
+	// count in some states.
+	RecvSeq, SendSeq uint32
+
+	// MSS is the largest segment that the peer accepts, in bytes (mss_clamp).
+	MSS uint32
+	// WindowScaling says whether window scaling was negotiated; if so, SendScale
+	// and RecvScale are the shifts for the peer's window and for ours.
+	WindowScaling        bool
+	SendScale, RecvScale uint8
+	// SACK says whether selective acknowledgements were negotiated.
+	SACK bool
+	// ECN says whether explicit congestion notification was negotiated. A
+	// restored socket does without: the kernel has no way to switch it on.
+	ECN bool
+	// Timestamp is the state of RFC 7323 timestamps.
+	Timestamp Timestamp
+
+	// Window is the state of both windows.
+	Window Window
+	// Options are the socket options that are kept.
+	Options Options
+}
+
+// A Timestamp is a connection's RFC 7323 timestamp clock.
+type Timestamp struct {
+	// Enabled says whether timestamps were negotiated.
+	Enabled bool
+	// Microseconds tells the clock's resolution: milliseconds, or microseconds
+	// on routes with the feature tcp_usec_ts (Linux 6.7).
+	Microseconds bool
+	// Value is what the clock showed when it was read, or what was sent last
+	// where that is later (a paced socket stamps segments with the time at which
+	// they are due). A clock set to it does not go back.
+	Value uint32
+}
+
+// A Window is what TCP_REPAIR_WINDOW holds (Linux 4.8), and what bounds how the
+// window may grow. Sizes are in bytes, not scaled.
+type Window struct {
+	SndWl1    uint32 // sequence number of the segment that last updated SndWnd
+	SndWnd    uint32 // the peer's window
+	MaxWindow uint32 // the largest window the peer ever offered
+	RcvWnd    uint32 // our window, from RcvWup on
+	RcvWup    uint32 // rcv_nxt when our window was last advertised
+
+	RcvSsthresh uint32 // how far our window may grow at once (rcv_ssthresh)
+	Clamp       uint32 // bound of our window (TCP_WINDOW_CLAMP)
+	RecvMemory  uint32 // memory that the receive queue took, overhead included
+}
+
+// Options are the socket options that a connection itself needs. Buffer sizes
+// are as getsockopt gives them: in bytes of memory, overhead included.
+type Options struct {
+	ReuseAddr    bool   // SO_REUSEADDR
+	NonBlocking  bool   // O_NONBLOCK
+	NoDelay      bool   // TCP_NODELAY
+	Cork         bool   // TCP_CORK
+	KeepAlive    bool   // SO_KEEPALIVE
+	KeepIdle     uint32 // TCP_KEEPIDLE, seconds
+	KeepInterval uint32 // TCP_KEEPINTVL, seconds
+	KeepCount    uint32 // TCP_KEEPCNT
+	// PeekOffset is SO_PEEK_OFF, where PeekOffsetOn says that the program uses it
+	// (Linux 6.9 for TCP).
+	PeekOffsetOn bool
+	PeekOffset   uint32
+	Congestion   string // TCP_CONGESTION
+	RecvBuffer   uint32 // SO_RCVBUF
+	SendBuffer   uint32 // SO_SNDBUF
+	// BufferLock tells which buffers were set by the program, so that the kernel
+	// does not tune them: bit 0 SO_SNDBUF, bit 1 SO_RCVBUF (SO_BUF_LOCK, Linux 5.15).
+	BufferLock uint8
+	// ReadShutdown: the program has shut down reading before the peer's FIN.
+	ReadShutdown bool
+}
+
+// Mapped reports whether the snapshot is of an IPv4 connection on an AF_INET6
+// socket.
+func (s *Snapshot) Mapped() bool { return s.Local.Addr().Is4In6() }
+
+// Unacked is how many of SendQueue's first bytes were sent but not acknowledged.
+func (s *Snapshot) Unacked() int { return len(s.SendQueue) - s.Unsent }
+
+// sent and unsent are the two parts of the send queue.
+func (s *Snapshot) sent() []byte   { return s.SendQueue[:s.Unacked()] }
+func (s *Snapshot) unsent() []byte { return s.SendQueue[s.Unacked():] }
+
+// sndUna is the first sequence number that the peer has not acknowledged, while
+// no FIN of ours is acknowledged; recvStart is the first byte not read.
+func (s *Snapshot) sndUna() uint32    { return s.SendSeq - uint32(len(s.SendQueue)) }
+func (s *Snapshot) recvStart() uint32 { return s.RecvSeq - uint32(len(s.RecvQueue)) }
+
+// rcvNxt and writeSeq are the kernel's numbers, with the FINs they count.
+func (s *Snapshot) rcvNxt() uint32 {
+	if s.State.row().finReceived {
+		return s.RecvSeq + 1
+	}
+	return s.RecvSeq
+}
+
+func (s *Snapshot) writeSeq() uint32 {
+	if s.State.row().finSent {
+		return s.SendSeq + 1
+	}
+	return s.SendSeq
+}

@@ -1,0 +1,58 @@
+package soccr
+
+import "net/netip"
+
+// A Socket is a TCP socket in repair mode: paused. Its methods must not be
+// called concurrently.
+type Socket struct {
+	fd int // the caller's; never closed here
+
+	// reuseAddr is the program's SO_REUSEADDR, which repair mode overwrites.
+	reuseAddr bool
+	// local and remote are the connection's ends as far as known, for errors.
+	local, remote netip.AddrPort
+	// seen: Save has looked at the send queue, whose last seenUnsent bytes had
+	// not been sent when seenLeft, a sum of counters of sent data, was read.
+	seen       bool
+	seenUnsent int
+	seenLeft   uint64
+	// restored is what Restore put into the socket, for Resume to finish.
+	restored *Snapshot
+	// rtoMax is the bound of the timers, in milliseconds, that Resume puts back.
+	rtoMax int
+	// options are those of Restore.
+	options settings
+}
+
+// Queue names one of a socket's two queues, as TCP_REPAIR_QUEUE does.
+type Queue int
+
+// The queues.
+const (
+	NoQueue   Queue = 0 // TCP_NO_QUEUE
+	RecvQueue Queue = 1 // TCP_RECV_QUEUE
+	SendQueue Queue = 2 // TCP_SEND_QUEUE
+)
+
+// String gives the queue's name.
+func (q Queue) String() string {
+	switch q {
+	case RecvQueue:
+		return "receive queue"
+	case SendQueue:
+		return "send queue"
+	default:
+		return "no queue"
+	}
+}
+
+// Negotiated is what the two ends agreed on in the handshake.
+type Negotiated struct {
+	MSS                  uint32 // largest segment the peer accepts, bytes (mss_clamp)
+	WindowScaling        bool
+	SendScale, RecvScale uint8 // shifts of the peer's window and of ours
+	SACK                 bool
+	Timestamps           bool
+	Microseconds         bool // timestamp resolution, see Timestamp
+	ECN                  bool // read only: it cannot be restored
+}

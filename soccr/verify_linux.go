@@ -1,0 +1,142 @@
+package soccr
+
+import "github.com/gosoccr/gosoccr/internal/sockopt"
+
+// beforeVerify lets a test change the socket before it is read back.
+var beforeVerify = func(fd int) {}
+
+// verify reads back what Restore has set and compares. The bytes in the queues
+// are compared by their number and their place in the sequence space.
+func (s *Socket) verify(snap *Snapshot, plan windowPlan) error {
+	if snap.State == StateSynSent || !snap.Remote.IsValid() {
+		return s.verifyAddrs(snap) // the rest is up to Resume
+	}
+	beforeVerify(s.fd)
+	seen, err := s.observe()
+	if err != nil {
+		return err
+	}
+	if got := State(seen.info.State); got != snap.State {
+		return mismatch("State", snap.State, got)
+	}
+	if err := s.verifyAddrs(snap); err != nil {
+		return err
+	}
+	rcvNxt, writeSeq, err := s.seqs()
+	if err != nil {
+		return err
+	}
+	unsent := snap.Unsent
+	if snap.UnsentFIN {
+		unsent++
+	}
+	type number struct {
+		field     string
+		want, got uint32
+	}
+	numbers := append(make([]number, 0, 16),
+		number{"RecvSeq", snap.rcvNxt(), rcvNxt},
+		number{"SendSeq", snap.writeSeq(), writeSeq},
+		number{"RecvQueue", uint32(len(snap.RecvQueue)), uint32(seen.received)},
+	)
+	if snap.State.row().connected {
+		n, err := s.negotiated(seen.info)
+		if err != nil {
+			return err
+		}
+		numbers = append(numbers,
+			number{"SendQueue", uint32(len(snap.SendQueue)), uint32(seen.unacked)},
+			number{"Unsent", uint32(unsent), uint32(seen.unsent)},
+			number{"MSS", snap.MSS, n.MSS},
+			number{"SendScale", uint32(snap.SendScale), uint32(n.SendScale)},
+			number{"RecvScale", uint32(snap.RecvScale), uint32(n.RecvScale)},
+			number{"SACK", bit(snap.SACK), bit(n.SACK)},
+			number{"Timestamp.Enabled", bit(snap.Timestamp.Enabled), bit(n.Timestamps)},
+			number{"Timestamp.Microseconds", bit(snap.Timestamp.Microseconds && snap.Timestamp.Enabled), bit(n.Microseconds)},
+			number{"Window.SndWl1", plan.SndWl1, seen.window.SndWl1},
+			number{"Window.SndWnd", plan.SndWnd, seen.window.SndWnd},
+			number{"Window.MaxWindow", plan.MaxWindow, seen.window.MaxWindow},
+		)
+	}
+	for _, n := range numbers {
+		if n.want != n.got {
+			return mismatch(n.field, n.want, n.got)
+		}
+	}
+	// An acknowledgement that was due may have moved the edge on since; never back.
+	if moved := int32(seen.window.edge() - plan.edge()); moved < 0 && snap.State.row().connected {
+		return mismatch("Window.RcvWnd", plan.RcvWnd, plan.RcvWnd-uint32(-moved))
+	}
+	return s.verifyOptions(&snap.Options)
+}
+
+// verifyAddrs: hooks of the kernel (cgroup BPF) may have sent us elsewhere.
+func (s *Socket) verifyAddrs(snap *Snapshot) error {
+	local, err := localAddr(s.fd)
+	if err != nil {
+		return err
+	}
+	if snap.Local.Port() != 0 && local != snap.Local {
+		return mismatch("Local", snap.Local, local)
+	}
+	if snap.State == StateSynSent {
+		return nil
+	}
+	remote, err := remoteAddr(s.fd, snap.Local)
+	if err != nil {
+		return err
+	}
+	if remote != snap.Remote {
+		return mismatch("Remote", snap.Remote, remote)
+	}
+	return nil
+}
+
+// verifyOptions leaves out those that are set later and the buffers' sizes,
+// which the window may have to exceed.
+func (s *Socket) verifyOptions(want *Options) error {
+	for i := range keptOptions {
+		k := &keptOptions[i]
+		v := k.value(want).int()
+		if k.resumed || v == 0 {
+			continue
+		}
+		got, err := sockopt.GetInt(s.fd, k.level, k.name)
+		if err != nil {
+			return err
+		}
+		if got != v {
+			return mismatch(k.field, v, got)
+		}
+	}
+	if want.Congestion != "" {
+		got, err := congestion(s.fd)
+		if err != nil {
+			return err
+		}
+		if got != want.Congestion {
+			return mismatch("Options.Congestion", want.Congestion, got)
+		}
+	}
+	if want.PeekOffsetOn {
+		got, err := peekOffset(s.fd)
+		if err != nil {
+			return err
+		}
+		if got != int(want.PeekOffset) {
+			return mismatch("Options.PeekOffset", want.PeekOffset, got)
+		}
+	}
+	return nil
+}
+
+func mismatch(field string, want, got any) error {
+	return &FieldError{Field: field, Want: want, Got: got, Err: ErrMismatch}
+}
+
+func bit(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
+}
