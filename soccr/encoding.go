@@ -2,6 +2,7 @@ package soccr
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net/netip"
+	"slices"
 )
 
 // A snapshot in binary form, version 1, all numbers in network byte order:
@@ -26,11 +28,13 @@ import (
 // A value is a number in its field's full width, 1 for true, a text's bytes, or,
 // for an address and port: port (2), address (4 or 16), zone.
 //
+// This is a connection's. Other kinds of snapshots begin with other letters, have
+// fields of their own, and other parts than queues behind them, or none.
+//
 // A snapshot has one encoding only. A reader refuses tags it does not know: what
 // they mean cannot be restored. New fields get new tags, so that snapshots
 // without them keep their encoding.
 const (
-	magic      = "\x89SOCCR\r\n"
 	version    = 1
 	headerSize = 24
 	crcSize    = 4
@@ -39,19 +43,19 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// A codec writes one field, unless it is zero, and reads it back; read reports
-// whether the value is one that write produces.
-type codec struct {
+// A codec writes one field of a T, unless it is zero, and reads it back; read
+// reports whether the value is one that write produces.
+type codec[T any] struct {
 	tag   uint16
-	write func(*Snapshot) []byte
-	read  func(*Snapshot, []byte) bool
+	write func(*T) []byte
+	read  func(*T, []byte) bool
 }
 
 // number codes an unsigned integer in its full width.
-func number[T ~uint8 | ~uint16 | ~uint32](tag uint16, field func(*Snapshot) *T) codec {
-	size := binary.Size(*new(T))
-	return codec{tag,
-		func(s *Snapshot) []byte {
+func number[T any, N ~uint8 | ~uint16 | ~uint32](tag uint16, field func(*T) *N) codec[T] {
+	size := binary.Size(*new(N))
+	return codec[T]{tag,
+		func(s *T) []byte {
 			v := *field(s)
 			if v == 0 {
 				return nil
@@ -60,36 +64,36 @@ func number[T ~uint8 | ~uint16 | ~uint32](tag uint16, field func(*Snapshot) *T) 
 			binary.BigEndian.PutUint32(b[:], uint32(v))
 			return b[4-size:]
 		},
-		func(s *Snapshot, b []byte) bool {
+		func(s *T, b []byte) bool {
 			if len(b) != size {
 				return false
 			}
 			var wide [4]byte
 			copy(wide[4-size:], b)
-			v := T(binary.BigEndian.Uint32(wide[:]))
+			v := N(binary.BigEndian.Uint32(wide[:]))
 			*field(s) = v
 			return v != 0
 		}}
 }
 
-func boolean(tag uint16, field func(*Snapshot) *bool) codec {
-	return codec{tag,
-		func(s *Snapshot) []byte {
+func boolean[T any](tag uint16, field func(*T) *bool) codec[T] {
+	return codec[T]{tag,
+		func(s *T) []byte {
 			if !*field(s) {
 				return nil
 			}
 			return []byte{1}
 		},
-		func(s *Snapshot, b []byte) bool {
+		func(s *T, b []byte) bool {
 			*field(s) = true
 			return len(b) == 1 && b[0] == 1
 		}}
 }
 
-func text(tag uint16, field func(*Snapshot) *string) codec {
-	return codec{tag,
-		func(s *Snapshot) []byte { return []byte(*field(s)) },
-		func(s *Snapshot, b []byte) bool {
+func text[T any](tag uint16, field func(*T) *string) codec[T] {
+	return codec[T]{tag,
+		func(s *T) []byte { return []byte(*field(s)) },
+		func(s *T, b []byte) bool {
 			*field(s) = string(b)
 			return len(b) > 0
 		}}
@@ -97,9 +101,9 @@ func text(tag uint16, field func(*Snapshot) *string) codec {
 
 // end codes an address and port. The address's length tells IPv4 addresses (4)
 // from IPv6 and IPv4-mapped ones (16); a zone may follow the latter.
-func end(tag uint16, field func(*Snapshot) *netip.AddrPort) codec {
-	return codec{tag,
-		func(s *Snapshot) []byte {
+func end[T any](tag uint16, field func(*T) *netip.AddrPort) codec[T] {
+	return codec[T]{tag,
+		func(s *T) []byte {
 			v := *field(s)
 			if v == (netip.AddrPort{}) {
 				return nil
@@ -107,7 +111,7 @@ func end(tag uint16, field func(*Snapshot) *netip.AddrPort) codec {
 			b := binary.BigEndian.AppendUint16(nil, v.Port())
 			return append(append(b, v.Addr().AsSlice()...), v.Addr().Zone()...)
 		},
-		func(s *Snapshot, b []byte) bool {
+		func(s *T, b []byte) bool {
 			if len(b) < 2 {
 				return false
 			}
@@ -119,7 +123,7 @@ func end(tag uint16, field func(*Snapshot) *netip.AddrPort) codec {
 }
 
 // The fields, by tag. A tag is never used for anything else again.
-var fields = []codec{
+var fields = byTag([]codec[Snapshot]{
 	number(1, func(s *Snapshot) *State { return &s.State }),
 	end(2, func(s *Snapshot) *netip.AddrPort { return &s.Local }),
 	end(3, func(s *Snapshot) *netip.AddrPort { return &s.Remote }),
@@ -158,43 +162,74 @@ var fields = []codec{
 	number(22, func(s *Snapshot) *uint32 { return &s.Window.RcvSsthresh }),
 	number(23, func(s *Snapshot) *uint32 { return &s.Window.Clamp }),
 	number(24, func(s *Snapshot) *uint32 { return &s.Window.RecvMemory }),
-	boolean(25, func(s *Snapshot) *bool { return &s.Options.ReuseAddr }),
-	boolean(26, func(s *Snapshot) *bool { return &s.Options.NonBlocking }),
-	boolean(27, func(s *Snapshot) *bool { return &s.Options.NoDelay }),
-	boolean(28, func(s *Snapshot) *bool { return &s.Options.Cork }),
-	boolean(29, func(s *Snapshot) *bool { return &s.Options.KeepAlive }),
-	number(30, func(s *Snapshot) *uint32 { return &s.Options.KeepIdle }),
-	number(31, func(s *Snapshot) *uint32 { return &s.Options.KeepInterval }),
-	number(32, func(s *Snapshot) *uint32 { return &s.Options.KeepCount }),
-	boolean(33, func(s *Snapshot) *bool { return &s.Options.PeekOffsetOn }),
-	number(34, func(s *Snapshot) *uint32 { return &s.Options.PeekOffset }),
-	text(35, func(s *Snapshot) *string { return &s.Options.Congestion }),
-	number(36, func(s *Snapshot) *uint32 { return &s.Options.RecvBuffer }),
-	number(37, func(s *Snapshot) *uint32 { return &s.Options.SendBuffer }),
-	number(38, func(s *Snapshot) *uint8 { return &s.Options.BufferLock }),
-	boolean(39, func(s *Snapshot) *bool { return &s.Options.ReadShutdown }),
+}, optionFields(func(s *Snapshot) *Options { return &s.Options }))
+
+// optionFields are those of the Options that are a part of a T.
+func optionFields[T any](options func(*T) *Options) []codec[T] {
+	return []codec[T]{
+		boolean(25, func(s *T) *bool { return &options(s).ReuseAddr }),
+		boolean(26, func(s *T) *bool { return &options(s).NonBlocking }),
+		boolean(27, func(s *T) *bool { return &options(s).NoDelay }),
+		boolean(28, func(s *T) *bool { return &options(s).Cork }),
+		boolean(29, func(s *T) *bool { return &options(s).KeepAlive }),
+		number(30, func(s *T) *uint32 { return &options(s).KeepIdle }),
+		number(31, func(s *T) *uint32 { return &options(s).KeepInterval }),
+		number(32, func(s *T) *uint32 { return &options(s).KeepCount }),
+		boolean(33, func(s *T) *bool { return &options(s).PeekOffsetOn }),
+		number(34, func(s *T) *uint32 { return &options(s).PeekOffset }),
+		text(35, func(s *T) *string { return &options(s).Congestion }),
+		number(36, func(s *T) *uint32 { return &options(s).RecvBuffer }),
+		number(37, func(s *T) *uint32 { return &options(s).SendBuffer }),
+		number(38, func(s *T) *uint8 { return &options(s).BufferLock }),
+		boolean(39, func(s *T) *bool { return &options(s).ReadShutdown }),
+	}
 }
 
-// appendHead appends the header and the fields: all but queues and checksum.
-func (s *Snapshot) appendHead(b []byte) ([]byte, error) {
-	// What does not fit into the lengths, or would not be read back.
-	for _, n := range [...]struct {
-		field string
-		bytes int
-	}{{"RecvQueue", len(s.RecvQueue)}, {"SendQueue", len(s.SendQueue)}, {"Unsent", s.Unsent}} {
-		if n.bytes < 0 || n.bytes > MaxQueue {
-			return b, &FieldError{Field: n.field, Want: "at most MaxQueue bytes", Got: n.bytes, Err: ErrInvalidSnapshot}
-		}
+// byTag joins lists of fields and puts them in the order of the encoding.
+func byTag[T any](lists ...[]codec[T]) []codec[T] {
+	return slices.SortedFunc(slices.Values(slices.Concat(lists...)), func(a, b codec[T]) int { return cmp.Compare(a.tag, b.tag) })
+}
+
+// A form is how one kind of snapshot is encoded.
+type form[T any] struct {
+	magic  string
+	fields []codec[T]
+	parts  [2]part[T] // what follows the fields, if anything
+}
+
+// A part is bytes whose length is in the header; the zero part is always empty.
+type part[T any] struct {
+	name  string
+	bytes func(*T) *[]byte
+	limit uint32
+}
+
+const magic = "\x89SOCCR\r\n"
+
+var connectionForm = form[Snapshot]{magic, fields, [2]part[Snapshot]{
+	{"receive queue", func(s *Snapshot) *[]byte { return &s.RecvQueue }, MaxQueue},
+	{"send queue", func(s *Snapshot) *[]byte { return &s.SendQueue }, MaxQueue},
+}}
+
+func (p part[T]) of(v *T) []byte {
+	if p.bytes == nil {
+		return nil
 	}
+	return *p.bytes(v)
+}
+
+// appendHead appends the header and the fields: all but the parts and checksum.
+func (f *form[T]) appendHead(b []byte, v *T) ([]byte, error) {
 	start := len(b)
-	b = append(b, magic...)
+	b = append(b, f.magic...)
 	b = binary.BigEndian.AppendUint32(b, version)
 	b = append(b, 0, 0, 0, 0) // the fields' length, known below
-	b = binary.BigEndian.AppendUint32(b, uint32(len(s.RecvQueue)))
-	b = binary.BigEndian.AppendUint32(b, uint32(len(s.SendQueue)))
-	for _, f := range fields {
-		if value := f.write(s); len(value) > 0 {
-			b = binary.BigEndian.AppendUint16(b, f.tag)
+	for _, p := range f.parts {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(p.of(v))))
+	}
+	for _, field := range f.fields {
+		if value := field.write(v); len(value) > 0 {
+			b = binary.BigEndian.AppendUint16(b, field.tag)
 			b = binary.BigEndian.AppendUint16(b, uint16(len(value)))
 			b = append(b, value...)
 		}
@@ -208,36 +243,26 @@ func (s *Snapshot) appendHead(b []byte) ([]byte, error) {
 	return b, nil
 }
 
-// AppendBinary implements encoding.BinaryAppender. It does not validate, and
-// fails only for what has no place in the format, with ErrInvalidSnapshot:
-// queues beyond MaxQueue, Unsent outside 0 to MaxQueue, names of 64 KB.
-func (s *Snapshot) AppendBinary(b []byte) ([]byte, error) {
+func (f *form[T]) append(b []byte, v *T) ([]byte, error) {
 	start := len(b)
-	b, err := s.appendHead(b)
+	b, err := f.appendHead(b, v)
 	if err != nil {
 		return b, err
 	}
-	b = append(b, s.RecvQueue...)
-	b = append(b, s.SendQueue...)
+	for _, p := range f.parts {
+		b = append(b, p.of(v)...)
+	}
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli)), nil
 }
 
-// MarshalBinary implements encoding.BinaryMarshaler: version 1 of the format,
-// with a checksum. The result holds the queues: see Snapshot on secrecy.
-func (s *Snapshot) MarshalBinary() ([]byte, error) {
-	return s.AppendBinary(make([]byte, 0, 512+len(s.RecvQueue)+len(s.SendQueue)))
-}
-
-// WriteTo implements io.WriterTo: it writes what MarshalBinary returns, without
-// copying the queues.
-func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
-	head, err := s.appendHead(make([]byte, 0, 512))
+// write writes what append appends, without copying the parts.
+func (f *form[T]) write(w io.Writer, v *T) (written int64, err error) {
+	head, err := f.appendHead(make([]byte, 0, 512), v)
 	if err != nil {
 		return 0, err
 	}
 	sum := crc32.New(castagnoli)
-	var written int64
-	for _, part := range [][]byte{head, s.RecvQueue, s.SendQueue} {
+	for _, part := range [][]byte{head, f.parts[0].of(v), f.parts[1].of(v)} {
 		if len(part) == 0 {
 			continue
 		}
@@ -252,14 +277,61 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 	return written + int64(n), err
 }
 
+// encodable reports what does not fit into the lengths, or would not be read back.
+func (s *Snapshot) encodable() error {
+	for _, n := range [...]struct {
+		field string
+		bytes int
+	}{{"RecvQueue", len(s.RecvQueue)}, {"SendQueue", len(s.SendQueue)}, {"Unsent", s.Unsent}} {
+		if n.bytes < 0 || n.bytes > MaxQueue {
+			return &FieldError{Field: n.field, Want: "at most MaxQueue bytes", Got: n.bytes, Err: ErrInvalidSnapshot}
+		}
+	}
+	return nil
+}
+
+// AppendBinary implements encoding.BinaryAppender. It does not validate, and
+// fails only for what has no place in the format, with ErrInvalidSnapshot:
+// queues beyond MaxQueue, Unsent outside 0 to MaxQueue, names of 64 KB.
+func (s *Snapshot) AppendBinary(b []byte) ([]byte, error) {
+	if err := s.encodable(); err != nil {
+		return b, err
+	}
+	return connectionForm.append(b, s)
+}
+
+// MarshalBinary implements encoding.BinaryMarshaler: version 1 of the format,
+// with a checksum. The result holds the queues: see Snapshot on secrecy.
+func (s *Snapshot) MarshalBinary() ([]byte, error) {
+	return s.AppendBinary(make([]byte, 0, 512+len(s.RecvQueue)+len(s.SendQueue)))
+}
+
+// WriteTo implements io.WriterTo: it writes what MarshalBinary returns, without
+// copying the queues.
+func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
+	if err := s.encodable(); err != nil {
+		return 0, err
+	}
+	return connectionForm.write(w, s)
+}
+
 // UnmarshalBinary implements encoding.BinaryUnmarshaler. The data must be one
 // whole snapshot, with nothing behind it, and is not kept. It checks the form
 // and the checksum, not whether the snapshot makes sense: Validate does. On
 // error, which is an ErrInvalidSnapshot, s is unchanged.
 func (s *Snapshot) UnmarshalBinary(data []byte) error {
-	r := bytes.NewReader(data)
 	var read Snapshot
-	if _, err := read.ReadFrom(r); err != nil {
+	if err := unmarshal(data, &read); err != nil {
+		return err
+	}
+	*s = read
+	return nil
+}
+
+// unmarshal reads a snapshot of any kind that is all of the data.
+func unmarshal(data []byte, into io.ReaderFrom) error {
+	r := bytes.NewReader(data)
+	if _, err := into.ReadFrom(r); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = fmt.Errorf("%w: no data", ErrInvalidSnapshot)
 		}
@@ -268,7 +340,6 @@ func (s *Snapshot) UnmarshalBinary(data []byte) error {
 	if r.Len() > 0 {
 		return fmt.Errorf("%w: %d bytes follow its end", ErrInvalidSnapshot, r.Len())
 	}
-	*s = read
 	return nil
 }
 
@@ -278,52 +349,58 @@ func (s *Snapshot) UnmarshalBinary(data []byte) error {
 // arrive, whatever lengths a hostile header claims. On error s is unchanged; a
 // malformed snapshot is an ErrInvalidSnapshot.
 func (s *Snapshot) ReadFrom(r io.Reader) (int64, error) {
+	var read Snapshot
+	n, err := connectionForm.read(r, &read)
+	if err == nil {
+		*s = read
+	}
+	return n, err
+}
+
+func (f *form[T]) read(r io.Reader, v *T) (int64, error) {
 	in := &summingReader{from: r, sum: crc32.New(castagnoli)}
+	err := f.readRecord(in, v)
+	return in.count, err
+}
+
+func (f *form[T]) readRecord(in *summingReader, v *T) error {
 	head, err := in.next(headerSize)
 	if err != nil {
-		return in.count, err
+		return err
 	}
-	if string(head[:8]) != magic {
-		return in.count, fmt.Errorf("%w: it does not begin like one", ErrInvalidSnapshot)
+	if string(head[:8]) != f.magic {
+		return fmt.Errorf("%w: it does not begin like one", ErrInvalidSnapshot)
 	}
 	if v := binary.BigEndian.Uint32(head[8:]); v != version {
-		return in.count, fmt.Errorf("%w: its version is %d, this program reads version %d", ErrInvalidSnapshot, v, version)
+		return fmt.Errorf("%w: its version is %d, this program reads version %d", ErrInvalidSnapshot, v, version)
 	}
-	var read Snapshot
 	var coded []byte
-	for _, part := range [...]struct {
-		name        string
-		into        *[]byte
-		size, limit uint32
-	}{
-		{"fields", &coded, binary.BigEndian.Uint32(head[12:]), maxFields},
-		{"receive queue", &read.RecvQueue, binary.BigEndian.Uint32(head[16:]), MaxQueue},
-		{"send queue", &read.SendQueue, binary.BigEndian.Uint32(head[20:]), MaxQueue},
-	} {
-		if part.size > part.limit {
-			return in.count, fmt.Errorf("%w: the length of its %s is %d bytes, more than %d", ErrInvalidSnapshot, part.name, part.size, part.limit)
+	parts := [...]part[T]{{"fields", func(*T) *[]byte { return &coded }, maxFields}, f.parts[0], f.parts[1]}
+	for i, p := range parts {
+		size := binary.BigEndian.Uint32(head[12+4*i:])
+		if size > p.limit {
+			return fmt.Errorf("%w: the length of its %s is %d bytes, more than %d", ErrInvalidSnapshot, p.name, size, p.limit)
 		}
-		if *part.into, err = in.next(int(part.size)); err != nil {
-			return in.count, err
+		if size == 0 {
+			continue
+		}
+		if *p.bytes(v), err = in.next(int(size)); err != nil {
+			return err
 		}
 	}
 	want := in.sum.Sum32()
 	sum, err := in.next(crcSize)
 	if err != nil {
-		return in.count, err
+		return err
 	}
 	if binary.BigEndian.Uint32(sum) != want {
-		return in.count, fmt.Errorf("%w: its checksum is wrong: it was damaged on the way", ErrInvalidSnapshot)
+		return fmt.Errorf("%w: its checksum is wrong: it was damaged on the way", ErrInvalidSnapshot)
 	}
-	if err := read.readFields(coded); err != nil {
-		return in.count, err
-	}
-	*s = read
-	return in.count, nil
+	return f.readFields(coded, v)
 }
 
-func (s *Snapshot) readFields(b []byte) error {
-	known := fields
+func (f *form[T]) readFields(b []byte, v *T) error {
+	known := f.fields
 	for len(b) > 0 {
 		if len(b) < 4 {
 			return fmt.Errorf("%w: its fields end too early", ErrInvalidSnapshot)
@@ -338,7 +415,7 @@ func (s *Snapshot) readFields(b []byte) error {
 		if len(known) == 0 || known[0].tag != tag {
 			return fmt.Errorf("%w: field %d is unknown or out of order: was it made by a newer version?", ErrInvalidSnapshot, tag)
 		}
-		if !known[0].read(s, b[:size]) {
+		if !known[0].read(v, b[:size]) {
 			return fmt.Errorf("%w: field %d cannot have the value %.16x", ErrInvalidSnapshot, tag, b[:size])
 		}
 		known, b = known[1:], b[size:]
