@@ -177,6 +177,10 @@ func restoreInto(fd int, file *os.File, snap *Snapshot, unlock func() error, opt
 	if err := s.Restore(snap, options...); err != nil {
 		return nil, err
 	}
+	own, err := s.overwritten(&snap.Options)
+	if err != nil {
+		return nil, s.fail("make a conn", err)
+	}
 	conn, err := net.FileConn(file)
 	if err != nil {
 		return nil, s.fail("make a conn", err)
@@ -187,9 +191,24 @@ func restoreInto(fd int, file *os.File, snap *Snapshot, unlock func() error, opt
 	if err := s.Resume(); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	// FileConn switches TCP_NODELAY and keep-alive on, with times of its own.
-	if err := s.overwriteOptions(&snap.Options); err != nil {
-		return nil, errors.Join(s.fail("set options", err), conn.Close())
+	for _, set := range own {
+		if err := set.row.write(fd, &set.setting); err != nil {
+			return nil, errors.Join(s.fail("set options", err), conn.Close())
+		}
 	}
 	return conn.(*net.TCPConn), nil
+}
+
+// overwritten are the options that net.FileConn sets to values of its own.
+func (s *Socket) overwritten(o *Options) ([]chosen, error) {
+	noDelay, _ := o.Setting("TCP_NODELAY")
+	own := []chosen{{row: row("TCP_NODELAY"), setting: noDelay}}
+	for _, name := range [...]string{"TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "SO_KEEPALIVE"} {
+		c := chosen{row: row(name)}
+		if _, err := c.row.read(s.fd, 0, &c.setting); err != nil {
+			return nil, err
+		}
+		own = append(own, c)
+	}
+	return own, nil
 }

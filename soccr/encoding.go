@@ -26,7 +26,9 @@ import (
 //	 …  4  CRC-32C of everything before
 //
 // A value is a number in its field's full width, 1 for true, a text's bytes, or,
-// for an address and port: port (2), address (4 or 16), zone.
+// for an address and port: port (2), address (4 or 16), zone. Settings follow
+// each other, each as name, number (8), text and bytes, of which all but the
+// number have their length (2) before them.
 //
 // This is a connection's. Other kinds of snapshots begin with other letters, have
 // fields of their own, and other parts than queues behind them, or none.
@@ -122,6 +124,63 @@ func end[T any](tag uint16, field func(*T) *netip.AddrPort) codec[T] {
 		}}
 }
 
+// settingList codes a list of options.
+func settingList[T any](tag uint16, field func(*T) *[]Setting) codec[T] {
+	return codec[T]{tag,
+		func(s *T) []byte {
+			var b []byte
+			for _, setting := range *field(s) {
+				b = appendSized(b, setting.Name)
+				b = binary.BigEndian.AppendUint64(b, uint64(setting.Number))
+				b = appendSized(b, setting.Text)
+				b = appendSized(b, setting.Bytes)
+			}
+			return b
+		},
+		func(s *T, b []byte) bool {
+			all := field(s)
+			for len(b) > 0 {
+				var setting Setting
+				var name, text []byte
+				if name, b = cutSized(b); len(b) < 8 {
+					return false
+				}
+				setting.Number, b = int64(binary.BigEndian.Uint64(b)), b[8:]
+				if text, b = cutSized(b); b == nil {
+					return false
+				}
+				if setting.Bytes, b = cutSized(b); b == nil {
+					return false
+				}
+				setting.Name, setting.Text = string(name), string(text)
+				*all = append(*all, setting)
+			}
+			return len(*all) > 0
+		}}
+}
+
+// appendSized appends bytes after their length. A length that does not fit is one
+// of more bytes than a field may have, which is found out later.
+func appendSized[B string | []byte](b []byte, value B) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(value))), value...)
+}
+
+// cutSized returns what appendSized has written, or nil, and what follows; that
+// is nil, unlike an empty rest, if the bytes end too early.
+func cutSized(b []byte) (value, rest []byte) {
+	if len(b) < 2 {
+		return nil, nil
+	}
+	size := int(binary.BigEndian.Uint16(b))
+	if b = b[2:]; size > len(b) {
+		return nil, nil
+	}
+	if size > 0 {
+		value = bytes.Clone(b[:size])
+	}
+	return value, b[size:]
+}
+
 // The fields, by tag. A tag is never used for anything else again.
 var fields = byTag([]codec[Snapshot]{
 	number(1, func(s *Snapshot) *State { return &s.State }),
@@ -169,12 +228,6 @@ func optionFields[T any](options func(*T) *Options) []codec[T] {
 	return []codec[T]{
 		boolean(25, func(s *T) *bool { return &options(s).ReuseAddr }),
 		boolean(26, func(s *T) *bool { return &options(s).NonBlocking }),
-		boolean(27, func(s *T) *bool { return &options(s).NoDelay }),
-		boolean(28, func(s *T) *bool { return &options(s).Cork }),
-		boolean(29, func(s *T) *bool { return &options(s).KeepAlive }),
-		number(30, func(s *T) *uint32 { return &options(s).KeepIdle }),
-		number(31, func(s *T) *uint32 { return &options(s).KeepInterval }),
-		number(32, func(s *T) *uint32 { return &options(s).KeepCount }),
 		boolean(33, func(s *T) *bool { return &options(s).PeekOffsetOn }),
 		number(34, func(s *T) *uint32 { return &options(s).PeekOffset }),
 		text(35, func(s *T) *string { return &options(s).Congestion }),
@@ -182,6 +235,7 @@ func optionFields[T any](options func(*T) *Options) []codec[T] {
 		number(37, func(s *T) *uint32 { return &options(s).SendBuffer }),
 		number(38, func(s *T) *uint8 { return &options(s).BufferLock }),
 		boolean(39, func(s *T) *bool { return &options(s).ReadShutdown }),
+		settingList(40, func(s *T) *[]Setting { return &options(s).Settings }),
 	}
 }
 
@@ -292,7 +346,8 @@ func (s *Snapshot) encodable() error {
 
 // AppendBinary implements encoding.BinaryAppender. It does not validate, and
 // fails only for what has no place in the format, with ErrInvalidSnapshot:
-// queues beyond MaxQueue, Unsent outside 0 to MaxQueue, names of 64 KB.
+// queues beyond MaxQueue, Unsent outside 0 to MaxQueue, names and settings of
+// 64 KB.
 func (s *Snapshot) AppendBinary(b []byte) ([]byte, error) {
 	if err := s.encodable(); err != nil {
 		return b, err

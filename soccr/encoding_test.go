@@ -86,12 +86,18 @@ func everyField() Snapshot {
 			RcvSsthresh: 2 << 20, Clamp: 3 << 20, RecvMemory: 2304,
 		},
 		Options: Options{
-			ReuseAddr: true, NonBlocking: true, NoDelay: true, Cork: true,
-			KeepAlive: true, KeepIdle: 7200, KeepInterval: 75, KeepCount: 9,
+			ReuseAddr: true, NonBlocking: true,
 			PeekOffsetOn: true, PeekOffset: 3,
 			Congestion: "cubic",
 			RecvBuffer: 131072, SendBuffer: 87040, BufferLock: 3,
 			ReadShutdown: true,
+			Settings: []Setting{
+				{Name: "F_SETOWN", Number: 77, Text: ownerGroup},
+				{Name: "SO_ATTACH_FILTER", Bytes: []byte{0, 6, 0, 0, 0, 0, 0xff, 0xff}},
+				{Name: "SO_BINDTODEVICE", Text: "eth0"},
+				{Name: "SO_MARK", Number: -1},
+				{Name: "TCP_KEEPIDLE", Number: 600},
+			},
 		},
 	}
 }
@@ -562,6 +568,10 @@ func fill(tb testing.TB, s *Snapshot, input []byte) {
 			*v = string(variable())
 		case *[]byte:
 			*v = variable()
+		case *[]Setting:
+			for range take(1)[0] % 8 {
+				*v = append(*v, Setting{string(variable()), int64(binary.BigEndian.Uint64(take(8))), string(variable()), variable()})
+			}
 		case *netip.AddrPort:
 			var addr netip.Addr
 			// An address of no possible length is one more case: none.

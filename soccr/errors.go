@@ -103,7 +103,7 @@ func (e *OpError) Hint() string {
 // of a socket read back after Restore (ErrMismatch), or of one that moved during
 // Save (ErrChanged).
 type FieldError struct {
-	Field     string // as in Snapshot: "SendSeq", "Window.RcvWnd", "Options.NoDelay"
+	Field     string // as in Snapshot: "SendSeq", "Window.RcvWnd", "Options.PeekOffset"
 	Want, Got any    // what had to be there, if that is one value, and what is
 	Err       error  // ErrInvalidSnapshot, ErrMismatch or ErrChanged
 }

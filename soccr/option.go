@@ -10,8 +10,9 @@ import (
 type Option func(*settings)
 
 type settings struct {
-	mark uint32
-	lock Locker
+	mark   uint32
+	lock   Locker
+	onLoss func(Loss)
 }
 
 func newSettings(options []Option) settings {
@@ -36,6 +37,11 @@ func WithMark(mark uint32) Option { return func(s *settings) { s.mark = mark } }
 // Restore neither locks nor unlocks, but asks the lock for help if it is also a
 // [Tracker] or an [Explainer].
 func WithLock(lock Locker) Option { return func(s *settings) { s.lock = lock } }
+
+// WithLosses has Restore and RestoreConn call f for each of the snapshot's
+// Settings that the new socket does not have. Without it they are found with
+// [Socket.Losses] only.
+func WithLosses(f func(Loss)) Option { return func(s *settings) { s.onLoss = f } }
 
 // A Locker keeps all packets of a flow from the sockets of this host, in both
 // directions, without an answer to anybody. Both calls are idempotent.

@@ -3,69 +3,229 @@ package soccr
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gosoccr/gosoccr/internal/sockopt"
 )
 
-// A kept option is one that Save reads and Restore sets and reads back.
-type keptOption struct {
-	field       string // in Options
-	level, name int
-	value       func(*Options) optionValue
-	// resumed: set after repair mode is off, because setting it makes the kernel
-	// send what is queued.
-	resumed bool
+// numbers of options that MIPS and PowerPC do not share with the rest; here all
+// take them from x/sys.
+var numbers = map[string]int{
+	"SO_BROADCAST": unix.SO_BROADCAST,
+	"SO_DONTROUTE": unix.SO_DONTROUTE,
+	"SO_KEEPALIVE": unix.SO_KEEPALIVE,
+	"SO_LINGER":    unix.SO_LINGER,
+	"SO_OOBINLINE": unix.SO_OOBINLINE,
+	"SO_RCVLOWAT":  unix.SO_RCVLOWAT,
+	"SO_RCVTIMEO":  unix.SO_RCVTIMEO,
+	"SO_REUSEPORT": unix.SO_REUSEPORT,
+	"SO_SNDTIMEO":  unix.SO_SNDTIMEO,
 }
 
-// An optionValue is a field of Options as the kernel's int; 0 is the default,
-// which is not set.
-type optionValue interface {
-	int() int
-	set(int)
-}
+// relations are the columns ifSet and with as rows, -1 where there is none.
+var relations [len(options)]struct{ ifSet, with int }
 
-type boolValue struct{ p *bool }
-type uintValue struct{ p *uint32 }
-
-func (v boolValue) set(i int) { *v.p = i != 0 }
-func (v uintValue) set(i int) { *v.p = uint32(i) }
-func (v uintValue) int() int  { return int(*v.p) }
-func (v boolValue) int() int {
-	if *v.p {
-		return 1
+func init() {
+	find := func(name string) int {
+		if name == "" {
+			return -1
+		}
+		return optionIndex[name]
 	}
-	return 0
+	for i := range options {
+		o := &options[i]
+		if n, ok := numbers[o.name]; ok {
+			o.number = n
+		}
+		relations[i].ifSet, relations[i].with = find(o.ifSet), find(o.with)
+	}
 }
 
-// The keep-alive times come before the switch, which starts the timer.
-var keptOptions = [...]keptOption{
-	{"Options.KeepIdle", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE,
-		func(o *Options) optionValue { return uintValue{&o.KeepIdle} }, false},
-	{"Options.KeepInterval", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL,
-		func(o *Options) optionValue { return uintValue{&o.KeepInterval} }, false},
-	{"Options.KeepCount", unix.IPPROTO_TCP, unix.TCP_KEEPCNT,
-		func(o *Options) optionValue { return uintValue{&o.KeepCount} }, false},
-	{"Options.KeepAlive", unix.SOL_SOCKET, unix.SO_KEEPALIVE,
-		func(o *Options) optionValue { return boolValue{&o.KeepAlive} }, false},
-	{"Options.NoDelay", unix.IPPROTO_TCP, unix.TCP_NODELAY,
-		func(o *Options) optionValue { return boolValue{&o.NoDelay} }, true},
-	{"Options.Cork", unix.IPPROTO_TCP, unix.TCP_CORK,
-		func(o *Options) optionValue { return boolValue{&o.Cork} }, true},
+// levels are the numbers of the levels.
+var levels = [...]int{
+	socketLevel: unix.SOL_SOCKET,
+	tcpLevel:    unix.IPPROTO_TCP,
+	udpLevel:    unix.IPPROTO_UDP,
+	ipLevel:     unix.IPPROTO_IP,
+	ipv6Level:   unix.IPPROTO_IPV6,
+	fileLevel:   0, // none
 }
+
+// readSettings reads which options of a socket do not have their default. The
+// flags are those of F_GETFL.
+func readSettings(fd, flags int, on sockets) ([]Setting, error) {
+	var settings []Setting
+	var set [len(options)]bool
+	s := new(Setting) // one for all, as it escapes
+	for i := range options {
+		o := &options[i]
+		if !o.on.has(on) {
+			continue
+		}
+		if r := relations[i].ifSet; r >= 0 && !set[r] && options[r].on.has(on) {
+			continue
+		}
+		*s = Setting{}
+		changed, err := o.read(fd, flags, s)
+		if err != nil {
+			if !lacking(err) {
+				return nil, fmt.Errorf("%s: %w", o.name, err)
+			}
+			continue
+		}
+		if w := relations[i].with; !changed && w >= 0 {
+			changed = set[w]
+		}
+		if set[i] = changed; changed && o.kind != probeKind && (o.kind != filterKind || s.Bytes != nil) {
+			s.Name = o.name
+			settings = append(settings, *s)
+		}
+	}
+	sortSettings(settings)
+	return settings, nil
+}
+
+// lacking reports whether the kernel does not know an option of such a socket.
+func lacking(err error) bool {
+	return errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// read reads an option's value, and reports whether it is not the default.
+func (o *option) read(fd, flags int, s *Setting) (changed bool, err error) {
+	level := levels[o.level]
+	switch o.kind {
+	case intKind:
+		var v int
+		v, err = sockopt.GetInt(fd, level, o.number)
+		s.Number = int64(v)
+		// Nobody has set what cannot be set: sockets that an MPTCP listener accepted
+		// have SO_RCVLOWAT 0, which means 1.
+		return s.Number != o.normal && s.Number >= o.min, err
+	default:
+		return kinds[o.kind].read(o, fd, level, flags, s)
+	}
+}
+
+// choose finds the rows of settings, in the order in which they are set.
+func choose(settings []Setting, on sockets) []chosen {
+	// Of the options that are at their default, this one decides whose packets a
+	// socket gets, and some hosts have another default (net.ipv6.bindv6only).
+	const v6only = "IPV6_V6ONLY"
+	pin := 0
+	if on&(onMapped|onDual) != 0 {
+		if _, found := find(settings, v6only); !found {
+			pin = 1
+		}
+	}
+	if len(settings)+pin == 0 {
+		return nil
+	}
+	all := make([]chosen, 0, len(settings)+pin)
+	for _, s := range settings {
+		if r := row(s.Name); r != nil {
+			all = append(all, chosen{row: r, setting: s})
+		}
+	}
+	if pin > 0 {
+		all = append(all, chosen{row: row(v6only), setting: Setting{Name: v6only}})
+	}
+	slices.SortFunc(all, func(a, b chosen) int { return optionIndex[a.setting.Name] - optionIndex[b.setting.Name] })
+	return all
+}
+
+// apply sets the options of one phase. What cannot be set is lost, or, if it is
+// hard, the error.
+func apply(all []chosen, fd int, p phase, lose func(Loss)) error {
+	for i := range all {
+		c := &all[i]
+		if c.row.phase != p {
+			continue
+		}
+		err := c.row.write(fd, &c.setting)
+		if err == nil {
+			continue
+		}
+		if c.row.hard {
+			return fmt.Errorf("Options.Settings: %s: %w", c.setting.Name, err)
+		}
+		c.lost = true
+		lose(Loss{Setting: c.setting, Err: err})
+	}
+	return nil
+}
+
+// verifyChosen reads back what has been set up to a phase.
+func verifyChosen(all []chosen, fd int, last phase, lose func(Loss)) error {
+	got := new(Setting)
+	for i := range all {
+		c := &all[i]
+		if c.lost || c.row.phase > last {
+			continue
+		}
+		*got = Setting{}
+		flags := 0
+		if c.row.kind == flagKind {
+			var err error
+			if flags, err = fileFlags(fd); err != nil {
+				return err
+			}
+		}
+		if _, err := c.row.read(fd, flags, got); err != nil {
+			return fmt.Errorf("Options.Settings: %s: %w", c.setting.Name, err)
+		}
+		if c.row.same(&c.setting, got) {
+			continue
+		}
+		wrong := &FieldError{
+			Field: "Options.Settings: " + c.setting.Name, Want: c.setting.value(), Got: got.value(), Err: ErrMismatch,
+		}
+		if c.row.hard {
+			return wrong
+		}
+		c.lost = true
+		lose(Loss{Setting: c.setting, Err: wrong})
+	}
+	return nil
+}
+
+// same compares a value with what was read back after it was set.
+func (o *option) same(want, got *Setting) bool {
+	return want.Number <= got.Number && got.Number-want.Number <= o.slack &&
+		want.Text == got.Text && slices.Equal(want.Bytes, got.Bytes)
+}
+
+// value is what a setting is, for people.
+func (s *Setting) value() any {
+	switch {
+	case s.Text != "" && s.Number != 0:
+		return fmt.Sprintf("%s %d", s.Text, s.Number)
+	case s.Text != "":
+		return s.Text
+	case s.Bytes != nil:
+		return fmt.Sprintf("%x", s.Bytes)
+	default:
+		return s.Number
+	}
+}
+
+// write sets an option.
+func (o *option) write(fd int, s *Setting) error {
+	level := levels[o.level]
+	if o.kind == intKind {
+		return sockopt.SetInt(fd, level, o.number, int(s.Number))
+	}
+	return kinds[o.kind].write(o, fd, level, s)
+}
+
+// fileFlags wraps fcntl(2), F_GETFL.
+func fileFlags(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0) }
 
 // readOptions reads all but SO_REUSEADDR, which Pause has read, and the sizes of
 // the buffers, which come with their use.
-func (s *Socket) readOptions(o *Options) error {
-	for i := range keptOptions {
-		k := &keptOptions[i]
-		v, err := sockopt.GetInt(s.fd, k.level, k.name)
-		if err != nil {
-			return fmt.Errorf("%s: %w", k.field, err)
-		}
-		k.value(o).set(v)
-	}
+func (s *Socket) readOptions(snap *Snapshot) error {
+	o := &snap.Options
 	offset, err := peekOffset(s.fd)
 	if err != nil {
 		return fmt.Errorf("Options.PeekOffset: %w", err)
@@ -73,7 +233,7 @@ func (s *Socket) readOptions(o *Options) error {
 	if offset >= 0 {
 		o.PeekOffsetOn, o.PeekOffset = true, uint32(offset)
 	}
-	flags, err := unix.FcntlInt(uintptr(s.fd), unix.F_GETFL, 0)
+	flags, err := fileFlags(s.fd)
 	if err != nil {
 		return fmt.Errorf("Options.NonBlocking: %w", err)
 	}
@@ -81,40 +241,22 @@ func (s *Socket) readOptions(o *Options) error {
 	if o.Congestion, err = congestion(s.fd); err != nil {
 		return fmt.Errorf("Options.Congestion: %w", err)
 	}
+	if o.Settings, err = readSettings(s.fd, flags, snap.sockets()); err != nil {
+		return fmt.Errorf("Options.Settings: %w", err)
+	}
 	lock, err := s.bufferLock()
 	o.BufferLock = uint8(lock)
 	return err
 }
 
-// setOptions sets the options for which it is not too early.
-func (s *Socket) setOptions(o *Options, resumed bool) error {
-	for i := range keptOptions {
-		k := &keptOptions[i]
-		v := k.value(o).int()
-		if k.resumed != resumed || v == 0 {
-			continue
-		}
-		if err := sockopt.SetInt(s.fd, k.level, k.name, v); err != nil {
-			return fmt.Errorf("%s: %w", k.field, err)
-		}
-	}
-	return nil
-}
+// apply sets those of the chosen options whose phase it is.
+func (s *Socket) apply(p phase) error { return apply(s.chosen, s.fd, p, s.lose) }
 
-// overwriteOptions sets the options again after somebody else has: unlike
-// setOptions also those that are off.
-func (s *Socket) overwriteOptions(o *Options) error {
-	for i := range keptOptions {
-		k := &keptOptions[i]
-		v := k.value(o)
-		if _, isNumber := v.(uintValue); isNumber && v.int() == 0 {
-			continue // a number's default is not in the snapshot
-		}
-		if err := sockopt.SetInt(s.fd, k.level, k.name, v.int()); err != nil {
-			return fmt.Errorf("%s: %w", k.field, err)
-		}
+func (s *Socket) lose(l Loss) {
+	s.losses = append(s.losses, l)
+	if s.options.onLoss != nil {
+		s.options.onLoss(l)
 	}
-	return nil
 }
 
 // setPeekOffset makes the program's peeks go on where they were.

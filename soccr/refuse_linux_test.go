@@ -408,8 +408,8 @@ func TestMismatch(t *testing.T) {
 				t.Error(err)
 			}
 		}},
-		{"Options.KeepIdle", set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 99)},
-		{"Options.KeepAlive", set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)},
+		{"Options.Settings: TCP_KEEPIDLE", set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 99)},
+		{"Options.Settings: SO_KEEPALIVE", set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)},
 		{"Options.PeekOffset", set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, 3)},
 		{"Options.Congestion", func(fd int) {
 			if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno"); err != nil {

@@ -43,6 +43,7 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	}
 	s.options = newSettings(options)
 	s.local, s.remote = snap.Local, snap.Remote
+	s.chosen, s.losses = choose(snap.Options.Settings, snap.sockets()), nil
 	if step, err := s.restore(snap); err != nil {
 		// The reason matters, not whether the remains could be cleared: close
 		// is silent in repair mode anyhow.
@@ -67,6 +68,7 @@ func (s *Socket) restore(snap *Snapshot) (step string, err error) {
 	}{
 		{"prepare", func() error { return s.beforeBind(snap) }},
 		{"bind", func() error { return s.bind(snap) }},
+		{"set options", func() error { return s.apply(beforeConnect) }},
 		{"set sequence numbers", func() error { return s.setSeqs(snap) }},
 		{"connect", func() error { return s.connect(snap) }},
 		{"set negotiated options", func() error { return s.restoreNegotiated(snap) }},
@@ -87,11 +89,8 @@ func (s *Socket) restore(snap *Snapshot) (step string, err error) {
 
 // beforeBind sets what acts at bind(2) or connect(2).
 func (s *Socket) beforeBind(snap *Snapshot) error {
-	if snap.Mapped() {
-		// net.ipv6.bindv6only may forbid IPv4 on AF_INET6 sockets.
-		if err := sockopt.SetInt(s.fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
-			return err
-		}
+	if err := s.apply(beforeBind); err != nil {
+		return err
 	}
 	// The first window comes from the buffer at connect time.
 	if size := snap.Options.RecvBuffer; size > 0 && snap.State.row().connected {
@@ -266,7 +265,7 @@ func (s *Socket) restoreBuffers(snap *Snapshot, plan windowPlan) error {
 
 // afterConnect sets the options that may not be set earlier.
 func (s *Socket) afterConnect(snap *Snapshot) error {
-	if err := s.setOptions(&snap.Options, false); err != nil {
+	if err := s.apply(afterConnect); err != nil {
 		return err
 	}
 	if err := s.setPeekOffset(&snap.Options); err != nil {
@@ -295,7 +294,7 @@ func (s *Socket) start(snap *Snapshot) error {
 		if err := sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 			return err
 		}
-		if !snap.Options.NoDelay {
+		if snap.Options.number("TCP_NODELAY") == 0 {
 			if err := sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0); err != nil {
 				return err
 			}
@@ -304,7 +303,7 @@ func (s *Socket) start(snap *Snapshot) error {
 	if err := s.unhasten(); err != nil {
 		return err
 	}
-	if err := s.setOptions(&snap.Options, true); err != nil {
+	if err := s.apply(afterResume); err != nil {
 		return err
 	}
 	return s.setBlocking(snap.Options.NonBlocking)

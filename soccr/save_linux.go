@@ -60,7 +60,7 @@ func (s *Socket) save() (*Snapshot, error) {
 			return nil, err
 		}
 	}
-	if err := s.readOptions(&snap.Options); err != nil {
+	if err := s.readOptions(snap); err != nil {
 		return nil, err
 	}
 	snap.Options.ReuseAddr = s.reuseAddr

@@ -82,17 +82,12 @@ type Window struct {
 	RecvMemory  uint32 // memory that the receive queue took, overhead included
 }
 
-// Options are the socket options that a connection itself needs. Buffer sizes
-// are as getsockopt gives them: in bytes of memory, overhead included.
+// Options are the socket options: those that the connection itself depends on by
+// field, the rest as Settings. Buffer sizes are as getsockopt gives them: in bytes
+// of memory, overhead included.
 type Options struct {
-	ReuseAddr    bool   // SO_REUSEADDR
-	NonBlocking  bool   // O_NONBLOCK
-	NoDelay      bool   // TCP_NODELAY
-	Cork         bool   // TCP_CORK
-	KeepAlive    bool   // SO_KEEPALIVE
-	KeepIdle     uint32 // TCP_KEEPIDLE, seconds
-	KeepInterval uint32 // TCP_KEEPINTVL, seconds
-	KeepCount    uint32 // TCP_KEEPCNT
+	ReuseAddr   bool // SO_REUSEADDR
+	NonBlocking bool // O_NONBLOCK
 	// PeekOffset is SO_PEEK_OFF, where PeekOffsetOn says that the program uses it
 	// (Linux 6.9 for TCP).
 	PeekOffsetOn bool
@@ -105,6 +100,9 @@ type Options struct {
 	BufferLock uint8
 	// ReadShutdown: the program has shut down reading before the peer's FIN.
 	ReadShutdown bool
+	// Settings are all other options that do not have the kernel's default, by
+	// rising name.
+	Settings []Setting `json:",omitempty"`
 }
 
 // Mapped reports whether the snapshot is of an IPv4 connection on an AF_INET6

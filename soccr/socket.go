@@ -22,6 +22,9 @@ type Socket struct {
 	rtoMax int
 	// options are those of Restore.
 	options settings
+	// chosen are the socket options that Restore sets, losses those that it could not.
+	chosen []chosen
+	losses []Loss
 }
 
 // Queue names one of a socket's two queues, as TCP_REPAIR_QUEUE does.

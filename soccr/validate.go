@@ -11,9 +11,7 @@ const (
 	maxWindow = 65535 << maxScale
 	maxScale  = 14 // RFC 7323, 2.3; the kernel answers EFBIG above it
 	maxInt    = 1<<31 - 1
-	maxName   = 15    // TCP_CA_NAME_MAX less the final zero
-	maxKeep   = 32767 // MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL
-	maxProbes = 127   // MAX_TCP_KEEPCNT
+	maxName   = 15 // TCP_CA_NAME_MAX less the final zero
 )
 
 // A rule is something that the kernel or Restore depends on.
@@ -102,15 +100,6 @@ var rules = []rule{
 	{"Window.RecvMemory", "at most 2147483647",
 		func(s *Snapshot) any { return s.Window.RecvMemory },
 		func(s *Snapshot) bool { return s.Window.RecvMemory <= maxInt }},
-	{"Options.KeepIdle", "at most 32767 seconds",
-		func(s *Snapshot) any { return s.Options.KeepIdle },
-		func(s *Snapshot) bool { return s.Options.KeepIdle <= maxKeep }},
-	{"Options.KeepInterval", "at most 32767 seconds",
-		func(s *Snapshot) any { return s.Options.KeepInterval },
-		func(s *Snapshot) bool { return s.Options.KeepInterval <= maxKeep }},
-	{"Options.KeepCount", "at most 127",
-		func(s *Snapshot) any { return s.Options.KeepCount },
-		func(s *Snapshot) bool { return s.Options.KeepCount <= maxProbes }},
 	{"Options.PeekOffset", "at most 2147483647, and 0 when off",
 		func(s *Snapshot) any { return s.Options.PeekOffset },
 		func(s *Snapshot) bool {
@@ -134,6 +123,9 @@ var rules = []rule{
 			row := s.State.row()
 			return !s.Options.ReadShutdown || row.connected && !row.finReceived
 		}},
+	{"Options.Settings", "options that are kept of such a socket, by rising name, with values that they can have",
+		func(s *Snapshot) any { return wrongSetting(s.Options.Settings, s.sockets()) },
+		func(s *Snapshot) bool { return wrongSetting(s.Options.Settings, s.sockets()) == "" }},
 }
 
 // Validate reports the first field that keeps the snapshot from being restored,

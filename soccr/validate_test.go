@@ -41,6 +41,10 @@ func valid() map[string]*Snapshot {
 	return all
 }
 
+func having(all ...Setting) func(*Snapshot) {
+	return func(s *Snapshot) { s.Options.Settings = all }
+}
+
 func TestValidSnapshots(t *testing.T) {
 	for name, s := range valid() {
 		if err := s.Validate(); err != nil {
@@ -131,9 +135,6 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"Window.Clamp", "negative to the kernel", func(s *Snapshot) { s.Window.Clamp = maxInt + 1 }},
 		{"Window.RecvMemory", "negative to the kernel", func(s *Snapshot) { s.Window.RecvMemory = maxInt + 1 }},
 
-		{"Options.KeepIdle", "too long", func(s *Snapshot) { s.Options.KeepIdle = 32768 }},
-		{"Options.KeepInterval", "too long", func(s *Snapshot) { s.Options.KeepInterval = 32768 }},
-		{"Options.KeepCount", "too many", func(s *Snapshot) { s.Options.KeepCount = 128 }},
 		{"Options.PeekOffset", "off", func(s *Snapshot) { s.Options.PeekOffsetOn = false }},
 		{"Options.PeekOffset", "negative to the kernel", func(s *Snapshot) { s.Options.PeekOffset = maxInt + 1 }},
 		{"Options.Congestion", "too long", func(s *Snapshot) { s.Options.Congestion = strings.Repeat("x", 16) }},
@@ -147,6 +148,28 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"Options.ReadShutdown", "never connected", func(s *Snapshot) {
 			*s = Snapshot{State: StateClose, Local: addr("[::]:0"), Options: Options{ReadShutdown: true}}
 		}},
+
+		{"Options.Settings", "unknown", having(Setting{Name: "SO_TELEPATHY", Number: 1})},
+		{"Options.Settings", "no name", having(Setting{Number: 1})},
+		{"Options.Settings", "one twice", having(Setting{Name: "SO_MARK", Number: 1}, Setting{Name: "SO_MARK", Number: 2})},
+		{"Options.Settings", "out of order", having(Setting{Name: "SO_PRIORITY", Number: 1}, Setting{Name: "SO_MARK", Number: 1})},
+		{"Options.Settings", "of IPv4", having(Setting{Name: "IP_TTL", Number: 1})},
+		{"Options.Settings", "a probe", having(Setting{Name: "IPV6_2292PKTOPTIONS"})},
+		{"Options.Settings", "too much", having(Setting{Name: "TCP_KEEPIDLE", Number: 32768})},
+		{"Options.Settings", "too little", having(Setting{Name: "TCP_KEEPIDLE"})},
+		{"Options.Settings", "a number and a text", having(Setting{Name: "TCP_KEEPIDLE", Number: 1, Text: "s"})},
+		{"Options.Settings", "a number and bytes", having(Setting{Name: "TCP_KEEPIDLE", Number: 1, Bytes: []byte{1}})},
+		{"Options.Settings", "a pair too large", having(Setting{Name: "SO_TIMESTAMPING", Number: 1<<63 - 1})},
+		{"Options.Settings", "no device", having(Setting{Name: "SO_BINDTODEVICE"})},
+		{"Options.Settings", "a device with a number", having(Setting{Name: "SO_BINDTODEVICE", Text: "eth0", Number: 1})},
+		{"Options.Settings", "a path for a device", having(Setting{Name: "SO_BINDTODEVICE", Text: "../eth0"})},
+		{"Options.Settings", "a device with a long name", having(Setting{Name: "SO_BINDTODEVICE", Text: "abcdefghijklmnop"})},
+		{"Options.Settings", "an empty filter", having(Setting{Name: "SO_ATTACH_FILTER"})},
+		{"Options.Settings", "half an instruction", having(Setting{Name: "SO_ATTACH_FILTER", Bytes: make([]byte, 12)})},
+		{"Options.Settings", "a filter too long", having(Setting{Name: "SO_ATTACH_FILTER", Bytes: make([]byte, 8*4097)})},
+		{"Options.Settings", "a filter with a number", having(Setting{Name: "SO_ATTACH_FILTER", Bytes: make([]byte, 8), Number: 1})},
+		{"Options.Settings", "an owner of no kind", having(Setting{Name: "F_SETOWN", Number: 1, Text: "landlord"})},
+		{"Options.Settings", "a negative owner", having(Setting{Name: "F_SETOWN", Number: -1, Text: ownerProcess})},
 	} {
 		s := everyField()
 		row.snap(&s)
@@ -192,7 +215,6 @@ func TestLimitsAreValid(t *testing.T) {
 		RcvSsthresh: maxInt, Clamp: maxInt, RecvMemory: maxInt,
 	}
 	s.Unsent = len(s.SendQueue)
-	s.Options.KeepIdle, s.Options.KeepInterval, s.Options.KeepCount = 32767, 32767, 127
 	s.Options.PeekOffset, s.Options.RecvBuffer, s.Options.SendBuffer = maxInt, maxInt, maxInt
 	s.Options.Congestion = "Abc_xyz-0123456"
 	if err := s.Validate(); err != nil {

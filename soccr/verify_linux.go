@@ -1,7 +1,5 @@
 package soccr
 
-import "github.com/gosoccr/gosoccr/internal/sockopt"
-
 // beforeVerify lets a test change the socket before it is read back.
 var beforeVerify = func(fd int) {}
 
@@ -95,19 +93,8 @@ func (s *Socket) verifyAddrs(snap *Snapshot) error {
 // verifyOptions leaves out those that are set later and the buffers' sizes,
 // which the window may have to exceed.
 func (s *Socket) verifyOptions(want *Options) error {
-	for i := range keptOptions {
-		k := &keptOptions[i]
-		v := k.value(want).int()
-		if k.resumed || v == 0 {
-			continue
-		}
-		got, err := sockopt.GetInt(s.fd, k.level, k.name)
-		if err != nil {
-			return err
-		}
-		if got != v {
-			return mismatch(k.field, v, got)
-		}
+	if err := verifyChosen(s.chosen, s.fd, afterConnect, s.lose); err != nil {
+		return err
 	}
 	if want.Congestion != "" {
 		got, err := congestion(s.fd)

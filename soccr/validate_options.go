@@ -1,0 +1,96 @@
+package soccr
+
+import "fmt"
+
+// sockets is which options a snapshot's socket can have.
+func (s *Snapshot) sockets() sockets {
+	set := onTCP
+	switch s.State {
+	case StateListen:
+		set |= whenListening
+	case StateClose:
+		set |= whenUnconnected
+	default:
+		set |= whenConnected
+	}
+	switch {
+	case s.Local.Addr().Is4():
+		set |= onIPv4
+	case !set.has(whenConnected):
+		set |= onDual
+	case s.Mapped():
+		set |= onMapped
+	default:
+		set |= onIPv6
+	}
+	return set
+}
+
+// wrongSetting says what is wrong with the first setting that is not one of an
+// option that these sockets have, or not in its place; it is empty if all are
+// right.
+func wrongSetting(settings []Setting, on sockets) string {
+	for i := range settings {
+		s := &settings[i]
+		o := row(s.Name)
+		switch {
+		case o == nil:
+			return fmt.Sprintf("%q, which is no option that is kept", s.Name)
+		case i > 0 && settings[i-1].Name >= s.Name:
+			return fmt.Sprintf("%s behind %s", s.Name, settings[i-1].Name)
+		case !o.on.has(on):
+			return s.Name + ", which such a socket does not have"
+		case !o.holds(s):
+			return fmt.Sprintf("%s with %d %q and %d bytes", s.Name, s.Number, s.Text, len(s.Bytes))
+		}
+	}
+	return ""
+}
+
+// holds reports whether the option can have this value.
+func (o *option) holds(s *Setting) bool {
+	number := o.min <= s.Number && s.Number <= o.max
+	text, size := s.Text == "", int64(len(s.Bytes))
+	switch o.kind {
+	case bytesKind, filterKind:
+		return s.Number == 0 && text && o.min <= size && size <= o.max && size%o.unit() == 0
+	case bindKind, deviceKind, netDeviceKind:
+		return s.Number == 0 && validDevice(s.Text) && size == 0
+	case pairKind:
+		number = uint64(s.Number)>>32 <= uint64(o.max) && s.Number&maxUint32 <= o.max
+	case ownerKind:
+		text = s.Text == ownerProcess || s.Text == ownerGroup || s.Text == ownerThread
+	}
+	return number && text && size == 0
+}
+
+// unit is what the number of bytes is a multiple of.
+func (o *option) unit() int64 {
+	if o.kind == filterKind {
+		return filterSize
+	}
+	return max(o.normal, 1)
+}
+
+// validDevice is the kernel's own rule for names of devices (dev_valid_name).
+func validDevice(name string) bool {
+	if name == "" || name == "." || name == ".." || len(name) > maxName {
+		return false
+	}
+	for _, c := range []byte(name) {
+		if c <= ' ' || c == '/' || c == ':' || c >= 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// filterSize is the size of an instruction of classic BPF.
+const filterSize = 8
+
+// The kinds of owners that get a socket's signals, as text of F_SETOWN.
+const (
+	ownerProcess = "process"
+	ownerGroup   = "group"
+	ownerThread  = "thread"
+)
