@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gosoccr/gosoccr/internal/netns"
+	"github.com/gosoccr/gosoccr/internal/wire"
 )
 
 // An Injector delivers segments to sockets of one network namespace. Its
@@ -126,6 +127,25 @@ func (i *Injector) Inject(s Segment) error {
 	if err != nil {
 		return err
 	}
+	return i.deliver(packet, s)
+}
+
+// Deliver delivers a whole IP packet that its peer had sent to a local socket, and
+// that was kept from it: unchanged, checksums included. It may be as long as
+// packets get that a device has put together (65535 bytes). A link-local dst
+// needs a zone. The packet must be a TCP segment to dst, else the error is a
+// [*SegmentError]; the other errors, and what nil means, are those of Inject.
+func (i *Injector) Deliver(packet []byte, dst netip.AddrPort) error {
+	p, ok := wire.Parse(packet, len(packet))
+	s := Segment{Src: p.Src, Dst: dst, Seq: p.Seq, Ack: p.Ack, Window: p.Window, Flags: Flags(p.Flags)}
+	if !ok || p.ICMP || p.Dst != netip.AddrPortFrom(dst.Addr().Unmap().WithZone(""), dst.Port()) {
+		return &SegmentError{Segment: s, Reason: "packet is not a TCP segment to its destination"}
+	}
+	return i.deliver(packet, s)
+}
+
+// deliver sends the packet of a segment to this host itself.
+func (i *Injector) deliver(packet []byte, s Segment) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.closed {

@@ -2,7 +2,10 @@
 
 package rawfin
 
-import "errors"
+import (
+	"errors"
+	"net/netip"
+)
 
 // An Injector delivers segments to local sockets, on Linux.
 type Injector struct{}
@@ -12,6 +15,9 @@ func Open(...Option) (*Injector, error) { return nil, errors.ErrUnsupported }
 
 // Inject needs Linux.
 func (*Injector) Inject(Segment) error { return errors.ErrUnsupported }
+
+// Deliver needs Linux.
+func (*Injector) Deliver([]byte, netip.AddrPort) error { return errors.ErrUnsupported }
 
 // Close does nothing.
 func (*Injector) Close() error { return nil }

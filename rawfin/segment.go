@@ -1,6 +1,7 @@
 package rawfin
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,7 +13,7 @@ import (
 // A Segment is one TCP segment without data: what the peer of a connection
 // sends to acknowledge, or to say that it will send no more.
 //
-// It carries no TCP options. A connection that negotiated timestamps accepts
+// It needs no TCP options. A connection that negotiated timestamps accepts
 // it all the same: the kernel checks the timestamp (PAWS, RFC 7323) only of a
 // segment that has one (tcp_validate_incoming), and so the clocks of the peer
 // need not be known.
@@ -34,6 +35,14 @@ type Segment struct {
 	Window uint16
 
 	Flags Flags
+
+	// Timestamps adds the timestamps option with TSVal and TSEcr, both in ticks of
+	// the clock that the socket's connection uses. The kernel takes what has
+	// passed since TSEcr for a round trip time. A TSVal of 0 is neutral: other
+	// values must not be guessed, for one that lies ahead of the peer's clock makes
+	// the socket drop what the peer really sends (tcp_paws_check).
+	Timestamps   bool
+	TSVal, TSEcr uint32
 }
 
 // String gives a line in the manner of tcpdump.
@@ -64,6 +73,14 @@ func (s Segment) AppendTo(b []byte) ([]byte, error) {
 		PSH:     s.Flags&PSH != 0,
 		ACK:     s.Flags&ACK != 0,
 		URG:     s.Flags&URG != 0,
+	}
+	if s.Timestamps {
+		value := binary.BigEndian.AppendUint32(nil, s.TSVal)
+		tcp.Options = []layers.TCPOption{
+			{OptionType: layers.TCPOptionKindNop}, {OptionType: layers.TCPOptionKindNop},
+			{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10,
+				OptionData: binary.BigEndian.AppendUint32(value, s.TSEcr)},
+		}
 	}
 	var ip interface {
 		gopacket.NetworkLayer

@@ -103,7 +103,7 @@ func pauseAndSave(fd int, unlock func() error) (*paused, error) {
 // returns how to unlock it.
 func (set settings) lockSocket(fd int) (unlock func() error, err error) {
 	nothing := func() error { return nil }
-	if set.lock == nil {
+	if set.lock == nil && set.tap == nil {
 		return nothing, nil
 	}
 	local, err := localAddr(fd)
@@ -121,6 +121,11 @@ func (set settings) lockSocket(fd int) (unlock func() error, err error) {
 }
 
 func (set settings) lockFlow(local, remote netip.AddrPort) (unlock func() error, err error) {
+	if set.tap != nil {
+		if err := set.tap.Watch(local, remote); err != nil {
+			return nil, err
+		}
+	}
 	if set.lock == nil {
 		return func() error { return nil }, nil
 	}
@@ -190,6 +195,12 @@ func restoreInto(fd int, file *os.File, snap *Snapshot, unlock func() error, opt
 	}
 	if err := s.Resume(); err != nil {
 		return nil, errors.Join(err, conn.Close())
+	}
+	if s.options.tap != nil {
+		s.options.tap.Forget(snap.Local, snap.Remote)
+	}
+	if s.options.effects != nil {
+		*s.options.effects = s.effects
 	}
 	for _, set := range own {
 		if err := set.row.write(fd, &set.setting); err != nil {

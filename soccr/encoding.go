@@ -54,7 +54,7 @@ type codec[T any] struct {
 }
 
 // number codes an unsigned integer in its full width.
-func number[T any, N ~uint8 | ~uint16 | ~uint32](tag uint16, field func(*T) *N) codec[T] {
+func number[T any, N ~uint8 | ~uint16 | ~uint32 | ~uint64 | ~int64](tag uint16, field func(*T) *N) codec[T] {
 	size := binary.Size(*new(N))
 	return codec[T]{tag,
 		func(s *T) []byte {
@@ -62,17 +62,17 @@ func number[T any, N ~uint8 | ~uint16 | ~uint32](tag uint16, field func(*T) *N) 
 			if v == 0 {
 				return nil
 			}
-			var b [4]byte
-			binary.BigEndian.PutUint32(b[:], uint32(v))
-			return b[4-size:]
+			var b [8]byte
+			binary.BigEndian.PutUint64(b[:], uint64(v))
+			return b[8-size:]
 		},
 		func(s *T, b []byte) bool {
 			if len(b) != size {
 				return false
 			}
-			var wide [4]byte
-			copy(wide[4-size:], b)
-			v := N(binary.BigEndian.Uint32(wide[:]))
+			var wide [8]byte
+			copy(wide[8-size:], b)
+			v := N(binary.BigEndian.Uint64(wide[:]))
 			*field(s) = v
 			return v != 0
 		}}
@@ -221,7 +221,17 @@ var fields = byTag([]codec[Snapshot]{
 	number(22, func(s *Snapshot) *uint32 { return &s.Window.RcvSsthresh }),
 	number(23, func(s *Snapshot) *uint32 { return &s.Window.Clamp }),
 	number(24, func(s *Snapshot) *uint32 { return &s.Window.RecvMemory }),
-}, optionFields(func(s *Snapshot) *Options { return &s.Options }))
+}, optionFields(func(s *Snapshot) *Options { return &s.Options }), []codec[Snapshot]{
+	number(64, func(s *Snapshot) *uint32 { return &s.Path.RTT }),
+	number(65, func(s *Snapshot) *uint32 { return &s.Path.RTTVar }),
+	number(66, func(s *Snapshot) *uint32 { return &s.Path.MinRTT }),
+	number(67, func(s *Snapshot) *uint32 { return &s.Path.RTO }),
+	number(68, func(s *Snapshot) *uint32 { return &s.Path.Cwnd }),
+	number(69, func(s *Snapshot) *uint32 { return &s.Path.Ssthresh }),
+	number(70, func(s *Snapshot) *uint64 { return &s.Path.PacingRate }),
+	number(71, func(s *Snapshot) *uint32 { return &s.Path.Idle }),
+	number(72, func(s *Snapshot) *int64 { return &s.Path.Saved }),
+})
 
 // optionFields are those of the Options that are a part of a T.
 func optionFields[T any](options func(*T) *Options) []codec[T] {

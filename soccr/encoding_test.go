@@ -85,6 +85,10 @@ func everyField() Snapshot {
 			RcvWnd: 1 << 20, RcvWup: 0xfffffff0,
 			RcvSsthresh: 2 << 20, Clamp: 3 << 20, RecvMemory: 2304,
 		},
+		Path: Path{
+			RTT: 43_170, RTTVar: 490, MinRTT: 42_000, RTO: 244_000, Cwnd: 400, Ssthresh: 390,
+			PacingRate: 17_000_000_000, Idle: 12, Saved: 1_700_000_000_123,
+		},
 		Options: Options{
 			ReuseAddr: true, NonBlocking: true,
 			PeekOffsetOn: true, PeekOffset: 3,
@@ -562,6 +566,10 @@ func fill(tb testing.TB, s *Snapshot, input []byte) {
 			*v = take(1)[0]
 		case *uint32:
 			*v = binary.BigEndian.Uint32(take(4))
+		case *uint64:
+			*v = binary.BigEndian.Uint64(take(8))
+		case *int64:
+			*v = int64(binary.BigEndian.Uint64(take(8)))
 		case *int:
 			*v = int(binary.BigEndian.Uint32(take(4)) % (MaxQueue + 1))
 		case *string:

@@ -39,7 +39,7 @@ type replayer struct {
 func (s *Socket) replay(snap *Snapshot, plan windowPlan) (err error) {
 	steps := closings[snap.State]
 	if !snap.Remote.IsValid() || len(steps) == 0 {
-		return s.queueUnsent(snap)
+		return s.queueUnsent()
 	}
 	r := &replayer{socket: s, snap: snap, injection: s.newInjection(snap), rcvNxt: snap.RecvSeq}
 	defer func() { err = errors.Join(err, r.injection.close(err != nil)) }()
@@ -49,7 +49,7 @@ func (s *Socket) replay(snap *Snapshot, plan windowPlan) (err error) {
 		}
 	}
 	if !snap.State.finPending() {
-		if err := s.queueUnsent(snap); err != nil {
+		if err := s.queueUnsent(); err != nil {
 			return err
 		}
 	}
@@ -64,11 +64,14 @@ func (s *Socket) replay(snap *Snapshot, plan windowPlan) (err error) {
 // queueUnsent appends the bytes that were never sent. What is written in repair
 // mode counts as sent; outside, with the peer's window at 0 as connect(2) left
 // it, it stays unsent.
-func (s *Socket) queueUnsent(snap *Snapshot) error {
-	if snap.Unsent == 0 {
+func (s *Socket) queueUnsent() error {
+	if len(s.send.unsent) == 0 {
 		return nil
 	}
-	return s.outOfRepair(func() error { return s.writeAll(SendQueue, snap.unsent()) })
+	return s.outOfRepair(func() error {
+		_, err := s.writeAll(SendQueue, s.send.unsent)
+		return err
+	})
 }
 
 // outOfRepair runs f with repair mode off. Nothing leaves meanwhile: no window
@@ -97,11 +100,11 @@ func (r *replayer) ownFIN(to State) error {
 func (r *replayer) shutDown() error {
 	s := r.socket
 	shutdown := func() error { return unix.Shutdown(s.fd, unix.SHUT_WR) }
-	if !r.snap.UnsentFIN {
+	if !s.send.unsentFIN {
 		return s.inQueue(SendQueue, shutdown)
 	}
 	return s.outOfRepair(func() error {
-		if err := s.writeAll(SendQueue, r.snap.unsent()); err != nil {
+		if _, err := s.writeAll(SendQueue, s.send.unsent); err != nil {
 			return err
 		}
 		return shutdown()

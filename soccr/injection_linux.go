@@ -111,6 +111,9 @@ func (i *injection) deliver(segment rawfin.Segment, want State) error {
 
 func (i *injection) try(w way, segment rawfin.Segment) error {
 	injector, err := i.injector(w.door)
+	if err == nil && w.unmarked {
+		err = i.socket.openGate()
+	}
 	if err != nil {
 		return err
 	}

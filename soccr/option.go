@@ -13,6 +13,14 @@ type settings struct {
 	mark   uint32
 	lock   Locker
 	onLoss func(Loss)
+
+	plain bool
+	path  PathPolicy
+
+	effects *Effects
+
+	tap     *Tap
+	packets [][]byte
 }
 
 func newSettings(options []Option) settings {
@@ -42,6 +50,33 @@ func WithLock(lock Locker) Option { return func(s *settings) { s.lock = lock } }
 // Settings that the new socket does not have. Without it they are found with
 // [Socket.Losses] only.
 func WithLosses(f func(Loss)) Option { return func(s *settings) { s.onLoss = f } }
+
+// WithPath says how much of what the connection had learned of its path is carried
+// over; the default is PathAuto. The kernel has no call for that: the socket is
+// primed by dummy bytes and forged acknowledgements, neither of which leaves the
+// host. This takes CAP_NET_RAW, timestamps on the connection, and a lock or
+// firewall that lets the mark through; without, the connection starts anew, with
+// an unknown round trip time and 10 segments. [Effects] tells.
+func WithPath(policy PathPolicy) Option { return func(s *settings) { s.path = policy } }
+
+// WithEffects has RestoreConn tell how the connection went on.
+func WithEffects(effects *Effects) Option { return func(s *settings) { s.effects = effects } }
+
+// WithTap has Checkpoint watch the flow from before it is locked, and RestoreConn
+// and Resume deliver what the peer has sent since. RestoreConn forgets the flow
+// then; who calls Restore and Resume does so himself.
+func WithTap(tap *Tap) Option { return func(s *settings) { s.tap = tap } }
+
+// WithPackets has Resume deliver packets that the peer had sent and that were
+// caught elsewhere, see [Tap.Take]. Those that are not of the connection are left
+// out. They are kept until Resume, and not changed.
+func WithPackets(packets [][]byte) Option { return func(s *settings) { s.packets = packets } }
+
+// WithPlain restores the way CRIU does: what was in flight counts as sent, and is
+// sent again only when the kernel's timers say so, after 1 to 3 s; nothing of the
+// path is carried over. It is for those who leave repair mode by themselves, in
+// another process for example, instead of calling Resume.
+func WithPlain() Option { return func(s *settings) { s.plain = true } }
 
 // A Locker keeps all packets of a flow from the sockets of this host, in both
 // directions, without an answer to anybody. Both calls are idempotent.

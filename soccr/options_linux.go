@@ -291,5 +291,32 @@ func (s *Socket) setCongestion(name string) error {
 	return err
 }
 
+// postponeCongestion has the connection begin with a congestion control that
+// neither paces what is sent again nor forgets what it is primed for, and keeps
+// the one that is set now for later. Once BBR was in charge of a connection, the
+// kernel paces it for good (sk_pacing_status).
+func (s *Socket) postponeCongestion() error {
+	now, err := congestion(s.fd)
+	if err != nil || now == "cubic" || now == "reno" {
+		return err
+	}
+	s.postponed = now
+	for _, plain := range [...]string{"cubic", "reno"} { // reno is always there
+		if err = sockopt.Set(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, []byte(plain)); err == nil {
+			break
+		}
+	}
+	return err
+}
+
+func (s *Socket) setPostponedCongestion() error {
+	if s.postponed == "" {
+		return nil
+	}
+	name := s.postponed
+	s.postponed = ""
+	return s.setCongestion(name)
+}
+
 // setBlocking sets O_NONBLOCK as the program had it.
 func (s *Socket) setBlocking(nonBlocking bool) error { return unix.SetNonblock(s.fd, nonBlocking) }

@@ -5,6 +5,7 @@ package soccr
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"syscall"
 )
 
@@ -80,3 +81,18 @@ func Checkpoint(syscall.Conn, ...Option) (*Snapshot, error) { return nil, unsupp
 
 // RestoreConn needs Linux.
 func RestoreConn(*Snapshot, ...Option) (*net.TCPConn, error) { return nil, unsupported("restore") }
+
+// OpenTap needs Linux.
+func OpenTap() (*Tap, error) { return nil, unsupported("tap") }
+
+// Close does nothing.
+func (*Tap) Close() error { return nil }
+
+// Watch needs Linux.
+func (*Tap) Watch(local, remote netip.AddrPort) error { return unsupported("tap") }
+
+// Take needs Linux.
+func (*Tap) Take(local, remote netip.AddrPort) ([][]byte, error) { return nil, unsupported("tap") }
+
+// Forget needs Linux.
+func (*Tap) Forget(local, remote netip.AddrPort) {}

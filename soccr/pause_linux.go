@@ -62,40 +62,6 @@ func notTCP(answer error) error {
 	return nil
 }
 
-// Resume switches repair mode off and lets the connection go on. The kernel
-// sends a window probe from an established socket, whose answer tells where the
-// peer stands. Unlock the flow before: the probe has to get out and its answer
-// in. After Restore, Resume also starts what could not be done while paused: it
-// sends unsent bytes, and the SYN of a connection in SYN_SENT.
-//
-// SO_REUSEADDR, which repair mode overwrites, is as it was before Pause. The
-// Socket must not be used any more, unless Resume fails: then the socket is
-// still paused, and Resume can be called again.
-func (s *Socket) Resume() error {
-	if err := s.setRepair(unix.TCP_REPAIR_OFF); err != nil {
-		return s.fail("resume", err)
-	}
-	if err := s.setReuseAddr(); err != nil {
-		return s.fail("resume", err)
-	}
-	if s.restored == nil {
-		return nil
-	}
-	if err := s.start(s.restored); err != nil {
-		return s.fail("resume", err)
-	}
-	s.restored = nil
-	return nil
-}
-
-// setReuseAddr puts SO_REUSEADDR back, which leaving repair mode sets to 0.
-func (s *Socket) setReuseAddr() error {
-	if !s.reuseAddr {
-		return nil
-	}
-	return sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-}
-
 // Release forgets the socket and leaves it paused, so that closing its last fd
 // is silent: no FIN, no RST, no TIME_WAIT. The Socket must not be used any more.
 func (s *Socket) Release() { s.fd = -1 }
@@ -109,12 +75,16 @@ func (s *Socket) Disconnect() error {
 	if err := connectRaw(s.fd, &unspec); err != nil {
 		return s.fail("disconnect", err)
 	}
-	// tcp_disconnect leaves ECONNABORTED pending, for nobody to see.
-	_, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	s.restored = nil
+	// tcp_disconnect leaves ECONNABORTED pending, for nobody to see.
+	if _, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil {
+		return s.fail("disconnect", err)
+	}
+	local, err := localAddr(s.fd)
 	if err != nil {
 		return s.fail("disconnect", err)
 	}
+	s.bound = local.Port() != 0
 	return nil
 }
 

@@ -2,7 +2,6 @@ package soccr
 
 import (
 	"errors"
-	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -44,14 +43,21 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	s.options = newSettings(options)
 	s.local, s.remote = snap.Local, snap.Remote
 	s.chosen, s.losses = choose(snap.Options.Settings, snap.sockets()), nil
-	if step, err := s.restore(snap); err != nil {
+	s.priming = s.planPriming(snap)
+	step, err := s.restore(snap)
+	if errors.Is(err, errUnprimed) && s.Disconnect() == nil {
+		s.priming, s.effects.Unprimed = priming{}, err
+		step, err = s.restore(snap)
+	}
+	if err != nil {
 		// The reason matters, not whether the remains could be cleared: close
 		// is silent in repair mode anyhow.
 		_ = s.Disconnect()
 		return s.fail(step, s.notPaused(err))
 	}
-	s.restored = snap
+	s.restored, s.bound = snap, false
 	s.reuseAddr = snap.Options.ReuseAddr
+	s.seen, s.seenUnsent, s.seenLeft = false, 0, 0
 	return nil
 }
 
@@ -62,6 +68,7 @@ func (s *Socket) restore(snap *Snapshot) (step string, err error) {
 	if snap.State.row().connected {
 		plan = planWindow(snap)
 	}
+	s.send = s.planSend(snap)
 	for _, step := range [...]struct {
 		name string
 		do   func() error
@@ -72,9 +79,10 @@ func (s *Socket) restore(snap *Snapshot) (step string, err error) {
 		{"set sequence numbers", func() error { return s.setSeqs(snap) }},
 		{"connect", func() error { return s.connect(snap) }},
 		{"set negotiated options", func() error { return s.restoreNegotiated(snap) }},
+		{"prime", func() error { return s.prime(snap, &s.priming) }},
 		{"bound timers", func() error { return s.hasten(snap) }},
 		{"receive queue", func() error { return s.fill(RecvQueue, snap.RecvQueue) }},
-		{"send queue", func() error { return s.fill(SendQueue, snap.sent()) }},
+		{"send queue", func() error { return s.fill(SendQueue, s.send.sent) }},
 		{"half-closed state", func() error { return s.replay(snap, plan) }},
 		{"set window", func() error { return s.restoreWindow(snap, plan) }},
 		{"set options", func() error { return s.afterConnect(snap) }},
@@ -89,8 +97,10 @@ func (s *Socket) restore(snap *Snapshot) (step string, err error) {
 
 // beforeBind sets what acts at bind(2) or connect(2).
 func (s *Socket) beforeBind(snap *Snapshot) error {
-	if err := s.apply(beforeBind); err != nil {
-		return err
+	if !s.bound { // set already, and kept when it was disconnected
+		if err := s.apply(beforeBind); err != nil {
+			return err
+		}
 	}
 	// The first window comes from the buffer at connect time.
 	if size := snap.Options.RecvBuffer; size > 0 && snap.State.row().connected {
@@ -102,13 +112,16 @@ func (s *Socket) beforeBind(snap *Snapshot) error {
 			return err
 		}
 	}
-	return s.setCongestion(snap.Options.Congestion)
+	if err := s.setCongestion(snap.Options.Congestion); err != nil || len(s.priming.rounds) == 0 && !s.send.again {
+		return err
+	}
+	return s.postponeCongestion()
 }
 
 // bind needs no SO_REUSEADDR: a paused socket may share its port with anybody.
 func (s *Socket) bind(snap *Snapshot) error {
-	if snap.Local.Port() == 0 {
-		return nil // never bound
+	if snap.Local.Port() == 0 || s.bound {
+		return nil // never bound; or here already
 	}
 	sa, err := toSockaddr(s.fd, snap.Local)
 	if err != nil {
@@ -137,7 +150,7 @@ func (s *Socket) setSeqs(snap *Snapshot) error {
 	if err := s.SetQueueSeq(RecvQueue, snap.recvStart()); err != nil {
 		return err
 	}
-	return s.SetQueueSeq(SendQueue, first)
+	return s.SetQueueSeq(SendQueue, first-uint32(s.priming.bytes()))
 }
 
 // connect, in repair mode, sends nothing: the socket becomes established. That
@@ -197,26 +210,31 @@ func (s *Socket) fill(q Queue, data []byte) error {
 	if len(data) == 0 {
 		return nil
 	}
-	return s.inQueue(q, func() error { return s.writeAll(q, data) })
+	return s.inQueue(q, func() error {
+		_, err := s.writeAll(q, data)
+		return err
+	})
 }
 
 // writeAll writes to the selected queue; it enlarges the buffer if it must.
 // Receive buffers are enlarged before: one that overflows makes the kernel
 // lower the window's growth (tcp_prune_queue).
-func (s *Socket) writeAll(q Queue, data []byte) error {
+func (s *Socket) writeAll(q Queue, data []byte) (int, error) {
 	if q == RecvQueue && len(data) > recvWrite {
 		if err := s.setBuffer(recvBuffer, largest); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	n, err := s.write(data)
 	if q == SendQueue && errors.Is(err, ErrBuffer) {
 		if err := s.setBuffer(sendBuffer, largest); err != nil {
-			return err
+			return n, err
 		}
-		_, err = s.write(data[n:])
+		var more int
+		more, err = s.write(data[n:])
+		n += more
 	}
-	return err
+	return n, err
 }
 
 // restoreWindow sets both windows and what they depend on: memory and bounds.
@@ -227,6 +245,7 @@ func (s *Socket) restoreWindow(snap *Snapshot, plan windowPlan) error {
 	if err := s.setRepairWindow(plan.Window); err != nil {
 		return err
 	}
+	s.rcvWup = plan.RcvWup
 	// tcp_sync_mss takes the peer's largest window into account, set just now.
 	if err := s.syncMSS(snap.Local.Addr()); err != nil {
 		return err
@@ -255,8 +274,19 @@ func (s *Socket) restoreBuffers(snap *Snapshot, plan windowPlan) error {
 			}
 		}
 	}
-	if want.SendBuffer > 0 && memory.sendBuffer != want.SendBuffer {
-		if err := s.setBuffer(sendBuffer, int(want.SendBuffer)); err != nil {
+	return s.restoreSendBuffer(snap)
+}
+
+// restoreSendBuffer sets the send buffer to its saved size, and whether the kernel
+// tunes it and the receive buffer.
+func (s *Socket) restoreSendBuffer(snap *Snapshot) error {
+	want := &snap.Options
+	if want.SendBuffer > 0 {
+		now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+		if err == nil && now != int(want.SendBuffer) {
+			err = s.setBuffer(sendBuffer, int(want.SendBuffer))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -271,40 +301,13 @@ func (s *Socket) afterConnect(snap *Snapshot) error {
 	if err := s.setPeekOffset(&snap.Options); err != nil {
 		return err
 	}
+	if !s.send.again {
+		if err := s.setPostponedCongestion(); err != nil {
+			return err
+		}
+	}
 	if snap.Options.ReadShutdown {
 		return unix.Shutdown(s.fd, unix.SHUT_RD)
 	}
 	return nil
-}
-
-// start does what can only be done once repair mode is off.
-func (s *Socket) start(snap *Snapshot) error {
-	if snap.State == StateSynSent {
-		sa, err := toSockaddr(s.fd, snap.Remote)
-		if err != nil {
-			return err
-		}
-		// The sequence number that is set already becomes that of the SYN.
-		if err := unix.Connect(s.fd, sa); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-			return fmt.Errorf("connect: %w", err)
-		}
-	}
-	if snap.State.row().connected && (snap.Unsent > 0 || snap.UnsentFIN) {
-		// Setting TCP_NODELAY sends what waits (tcp_push_pending_frames).
-		if err := sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-			return err
-		}
-		if snap.Options.number("TCP_NODELAY") == 0 {
-			if err := sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0); err != nil {
-				return err
-			}
-		}
-	}
-	if err := s.unhasten(); err != nil {
-		return err
-	}
-	if err := s.apply(afterResume); err != nil {
-		return err
-	}
-	return s.setBlocking(snap.Options.NonBlocking)
 }

@@ -2,6 +2,7 @@ package soccr
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -54,6 +55,7 @@ func (s *Socket) save() (*Snapshot, error) {
 		if err := s.saveNegotiated(snap, &before); err != nil {
 			return nil, err
 		}
+		snap.Path = pathOf(&before.info)
 		snap.Window = before.window
 		snap.Window.RcvSsthresh, snap.Window.RecvMemory = before.info.Rcv_ssthresh, memory.recvAlloc
 		if snap.Window.Clamp, err = s.windowClamp(); err != nil {
@@ -67,6 +69,7 @@ func (s *Socket) save() (*Snapshot, error) {
 	if snap.Options.ReadShutdown, err = s.readShutdown(snap.State); err != nil {
 		return nil, err
 	}
+	s.undone(snap)
 	betweenReads()
 	after, err := s.observe()
 	if err != nil {
@@ -91,6 +94,26 @@ func (s *Socket) correctUnsent(o *observation) {
 		s.seenLeft = left
 	}
 	s.seen, s.seenUnsent = true, o.unsent
+}
+
+// undone corrects what Restore has put into the socket in another way than it was
+// saved, and Resume has not yet set right.
+func (s *Socket) undone(snap *Snapshot) {
+	if s.restored == nil {
+		return
+	}
+	snap.Path = s.restored.Path
+	if s.send.again {
+		snap.SendQueue = append(snap.SendQueue, s.send.held...)
+		snap.SendSeq += uint32(len(s.send.held))
+		snap.Unsent, snap.UnsentFIN = s.restored.Unsent, s.restored.UnsentFIN
+	}
+	if s.postponed != "" {
+		snap.Options.Congestion = s.postponed
+	}
+	if s.gated { // the filter is ours
+		snap.Options.Settings = slices.Clone(s.restored.Options.Settings)
+	}
 }
 
 func (s *Socket) saveAddrs(snap *Snapshot) (err error) {

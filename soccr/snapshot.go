@@ -51,6 +51,8 @@ type Snapshot struct {
 
 	// Window is the state of both windows.
 	Window Window
+	// Path is what the connection had learned of its path.
+	Path Path
 	// Options are the socket options that are kept.
 	Options Options
 }
@@ -80,6 +82,18 @@ type Window struct {
 	RcvSsthresh uint32 // how far our window may grow at once (rcv_ssthresh)
 	Clamp       uint32 // bound of our window (TCP_WINDOW_CLAMP)
 	RecvMemory  uint32 // memory that the receive queue took, overhead included
+}
+
+// A Path is what a connection has learned of the way to its peer (TCP_INFO).
+type Path struct {
+	RTT, RTTVar uint32 // smoothed round trip time and its mean deviation, microseconds
+	MinRTT      uint32 // the shortest round trip time lately, microseconds
+	RTO         uint32 // retransmission timeout, microseconds
+	Cwnd        uint32 // congestion window, segments
+	Ssthresh    uint32 // slow start threshold, segments; 0 while there is none
+	PacingRate  uint64 // bytes per second; 0 if not known
+	Idle        uint32 // since data was sent last, milliseconds
+	Saved       int64  // when all this was read, milliseconds since 1970 (UTC)
 }
 
 // Options are the socket options: those that the connection itself depends on by

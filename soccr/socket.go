@@ -18,6 +18,17 @@ type Socket struct {
 	seenLeft   uint64
 	// restored is what Restore put into the socket, for Resume to finish.
 	restored *Snapshot
+	// bound: Disconnect has left its port to it. gated: see closeGate.
+	bound, gated bool
+	// priming is what Restore primes it for; postponed is the congestion control
+	// that takes over then.
+	priming   priming
+	postponed string
+	effects   Effects
+	// rcvWup is what we had acknowledged, at the least.
+	rcvWup uint32
+	// send is how the send queue is put back.
+	send sendPlan
 	// rtoMax is the bound of the timers, in milliseconds, that Resume puts back.
 	rtoMax int
 	// options are those of Restore.

@@ -23,7 +23,7 @@ const (
 // hasten bounds the timers that are started from now on, if the connection has
 // something to send.
 func (s *Socket) hasten(snap *Snapshot) error {
-	if len(snap.SendQueue) == 0 && !snap.State.finPending() {
+	if len(snap.SendQueue) == 0 && !snap.State.finPending() || len(s.priming.rounds) > 0 {
 		return nil
 	}
 	bound, err := sockopt.GetInt(s.fd, unix.IPPROTO_TCP, tcpRTOMaxMS)

@@ -11,7 +11,8 @@ const (
 	maxWindow = 65535 << maxScale
 	maxScale  = 14 // RFC 7323, 2.3; the kernel answers EFBIG above it
 	maxInt    = 1<<31 - 1
-	maxName   = 15 // TCP_CA_NAME_MAX less the final zero
+	maxRTT    = 120_000_000 // TCP_RTO_MAX, microseconds
+	maxName   = 15          // TCP_CA_NAME_MAX less the final zero
 )
 
 // A rule is something that the kernel or Restore depends on.
@@ -100,6 +101,9 @@ var rules = []rule{
 	{"Window.RecvMemory", "at most 2147483647",
 		func(s *Snapshot) any { return s.Window.RecvMemory },
 		func(s *Snapshot) bool { return s.Window.RecvMemory <= maxInt }},
+	{"Path.RTT", "at most 120000000 microseconds",
+		func(s *Snapshot) any { return s.Path.RTT },
+		func(s *Snapshot) bool { return s.Path.RTT <= maxRTT }},
 	{"Options.PeekOffset", "at most 2147483647, and 0 when off",
 		func(s *Snapshot) any { return s.Options.PeekOffset },
 		func(s *Snapshot) bool {

@@ -135,6 +135,7 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"Window.Clamp", "negative to the kernel", func(s *Snapshot) { s.Window.Clamp = maxInt + 1 }},
 		{"Window.RecvMemory", "negative to the kernel", func(s *Snapshot) { s.Window.RecvMemory = maxInt + 1 }},
 
+		{"Path.RTT", "too long", func(s *Snapshot) { s.Path.RTT = 120_000_001 }},
 		{"Options.PeekOffset", "off", func(s *Snapshot) { s.Options.PeekOffsetOn = false }},
 		{"Options.PeekOffset", "negative to the kernel", func(s *Snapshot) { s.Options.PeekOffset = maxInt + 1 }},
 		{"Options.Congestion", "too long", func(s *Snapshot) { s.Options.Congestion = strings.Repeat("x", 16) }},

@@ -24,8 +24,8 @@ func (s *Socket) verify(snap *Snapshot, plan windowPlan) error {
 	if err != nil {
 		return err
 	}
-	unsent := snap.Unsent
-	if snap.UnsentFIN {
+	unsent, queued := len(s.send.unsent), len(s.send.sent)+len(s.send.unsent)
+	if s.send.unsentFIN {
 		unsent++
 	}
 	type number struct {
@@ -34,7 +34,7 @@ func (s *Socket) verify(snap *Snapshot, plan windowPlan) error {
 	}
 	numbers := append(make([]number, 0, 16),
 		number{"RecvSeq", snap.rcvNxt(), rcvNxt},
-		number{"SendSeq", snap.writeSeq(), writeSeq},
+		number{"SendSeq", snap.writeSeq() - uint32(len(s.send.held)), writeSeq},
 		number{"RecvQueue", uint32(len(snap.RecvQueue)), uint32(seen.received)},
 	)
 	if snap.State.row().connected {
@@ -43,7 +43,7 @@ func (s *Socket) verify(snap *Snapshot, plan windowPlan) error {
 			return err
 		}
 		numbers = append(numbers,
-			number{"SendQueue", uint32(len(snap.SendQueue)), uint32(seen.unacked)},
+			number{"SendQueue", uint32(queued), uint32(seen.unacked)},
 			number{"Unsent", uint32(unsent), uint32(seen.unsent)},
 			number{"MSS", snap.MSS, n.MSS},
 			number{"SendScale", uint32(snap.SendScale), uint32(n.SendScale)},
@@ -96,7 +96,7 @@ func (s *Socket) verifyOptions(want *Options) error {
 	if err := verifyChosen(s.chosen, s.fd, afterConnect, s.lose); err != nil {
 		return err
 	}
-	if want.Congestion != "" {
+	if want.Congestion != "" && s.postponed == "" {
 		got, err := congestion(s.fd)
 		if err != nil {
 			return err
