@@ -87,7 +87,9 @@ func announce(t *testing.T, h *host.Host, device string, addr netip.Addr) {
 	}
 }
 
-// greet sends a datagram from one host to the other's address and waits for it.
+// greet sends a datagram from one host to the other's address and waits for it:
+// from then on, packets need not wait, and overtake each other, for a neighbor
+// to be found.
 func greet(t *testing.T, from, to *host.Host, addr netip.Addr) {
 	t.Helper()
 	var in net.PacketConn

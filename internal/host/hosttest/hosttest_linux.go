@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -78,21 +79,47 @@ func Pair(tb testing.TB) (a, b *host.Host) {
 	if err := host.Connect(a, b, "net0"); err != nil {
 		tb.Fatal(err)
 	}
-	for _, c := range []struct {
-		host  *host.Host
-		addrs []netip.Addr
-	}{{a, []netip.Addr{A4, A6}}, {b, []netip.Addr{B4, B6}}} {
-		for _, addr := range c.addrs {
-			bits := 24
-			if addr.Is6() {
-				bits = 64
-			}
-			if err := c.host.AddAddr("net0", netip.PrefixFrom(addr, bits)); err != nil {
-				tb.Fatal(err)
-			}
+	addAddrs(tb, a, A4, A6)
+	addAddrs(tb, b, B4, B6)
+	return a, b
+}
+
+// PairWithDelay is Pair with a line between the hosts on which every packet is
+// under way for a while.
+func PairWithDelay(tb testing.TB, delay time.Duration) (a, b *host.Host, relay *host.Relay) {
+	tb.Helper()
+	return PairWithRelay(tb, host.RelayOptions{Conditions: host.Conditions{Delay: delay}})
+}
+
+// PairWithRelay is Pair with a relay between the hosts.
+func PairWithRelay(tb testing.TB, options host.RelayOptions) (a, b *host.Host, relay *host.Relay) {
+	tb.Helper()
+	a, b = New(tb), New(tb)
+	relay, err := host.NewRelay(a, b, "net0", options)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := relay.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	addAddrs(tb, a, A4, A6)
+	addAddrs(tb, b, B4, B6)
+	return a, b, relay
+}
+
+func addAddrs(tb testing.TB, h *host.Host, addrs ...netip.Addr) {
+	tb.Helper()
+	for _, addr := range addrs {
+		bits := 24
+		if addr.Is6() {
+			bits = 64
+		}
+		if err := h.AddAddr("net0", netip.PrefixFrom(addr, bits)); err != nil {
+			tb.Fatal(err)
 		}
 	}
-	return a, b
 }
 
 // Do runs f inside the host and fails the test if it returns an error.
