@@ -24,6 +24,8 @@ type Lock struct {
 	flows   map[Flow]group // as on the wire
 	members []int          // how many flows each group has
 
+	listeners map[netip.AddrPort]bool // as on the wire
+
 	// trackers is how many want conntrack to see injected segments.
 	trackers int
 
@@ -71,6 +73,8 @@ func newLock(options []Option, fill func(*table, *transaction) error) (*Lock, er
 		flows:   map[Flow]group{},
 		members: []int{0},
 		stop:    make(chan struct{}),
+
+		listeners: map[netip.AddrPort]bool{},
 	}
 	l.stopped.Go(l.keepRenewing)
 	return l, nil

@@ -32,6 +32,16 @@ func (*Lock) UnlockFlow(local, remote netip.AddrPort) error {
 	return opError("remove", errors.ErrUnsupported)
 }
 
+// LockListener needs Linux.
+func (*Lock) LockListener(netip.AddrPort) error {
+	return opError("lock listener", errors.ErrUnsupported)
+}
+
+// UnlockListener needs Linux.
+func (*Lock) UnlockListener(netip.AddrPort) error {
+	return opError("unlock listener", errors.ErrUnsupported)
+}
+
 // Track needs Linux.
 func (*Lock) Track(...Flow) error { return opError("track", errors.ErrUnsupported) }
 

@@ -171,6 +171,9 @@ func (t *table) fillFlows(tx *transaction) error {
 	if err := t.addGroup(tx, 0); err != nil {
 		return err
 	}
+	if err := t.addListeners(tx); err != nil {
+		return err
+	}
 	tx.lease(unix.NFT_MSG_NEWSETELEM, 0)
 	return nil
 }
