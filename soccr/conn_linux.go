@@ -149,6 +149,25 @@ func (set settings) lockFlow(local, remote netip.AddrPort) (unlock func() error,
 // connection goes on. On error it stays locked, so that the peer's packets draw
 // no RST and RestoreConn can be tried again, here or elsewhere.
 func RestoreConn(snap *Snapshot, options ...Option) (*net.TCPConn, error) {
+	r, err := restorePaused(snap, options)
+	if err != nil {
+		return nil, err
+	}
+	return r.resume()
+}
+
+// A restoredConn is a restored connection that is still paused and locked.
+type restoredConn struct {
+	snap   *Snapshot
+	socket *Socket
+	file   *os.File // the socket's
+	conn   net.Conn // with a descriptor of its own
+	own    []chosen // options that net.FileConn has set
+	unlock func() error
+}
+
+// restorePaused makes a conn of a snapshot, up to where it could go on.
+func restorePaused(snap *Snapshot, options []Option) (*restoredConn, error) {
 	if err := snap.Validate(); err != nil {
 		return nil, &OpError{Op: "restore", Local: snap.Local, Remote: snap.Remote, Err: err}
 	}
@@ -167,48 +186,62 @@ func RestoreConn(snap *Snapshot, options ...Option) (*net.TCPConn, error) {
 	// The runtime's poller needs a non-blocking socket, whatever it was before.
 	own := *snap
 	own.Options.NonBlocking = true
-	file := os.NewFile(uintptr(fd), "tcp")
-	conn, err := restoreInto(fd, file, &own, unlock, options)
-	return conn, errors.Join(err, file.Close()) // silent while fd is paused
+	r := &restoredConn{snap: &own, file: os.NewFile(uintptr(fd), "tcp"), unlock: unlock}
+	if err := r.restore(fd, options); err != nil {
+		return nil, errors.Join(err, r.file.Close()) // silent while fd is paused
+	}
+	return r, nil
 }
 
-// restoreInto restores a connection into the socket fd, which is file's, and
-// makes a conn of it, with a descriptor of its own.
-func restoreInto(fd int, file *os.File, snap *Snapshot, unlock func() error, options []Option) (*net.TCPConn, error) {
-	s, err := Pause(fd)
-	if err != nil {
-		return nil, err
+func (r *restoredConn) restore(fd int, options []Option) (err error) {
+	if r.socket, err = Pause(fd); err != nil {
+		return err
 	}
-	if err := s.Restore(snap, options...); err != nil {
-		return nil, err
+	if err := r.socket.Restore(r.snap, options...); err != nil {
+		return err
 	}
-	own, err := s.overwritten(&snap.Options)
-	if err != nil {
-		return nil, s.fail("make a conn", err)
+	if r.own, err = r.socket.overwritten(&r.snap.Options); err != nil {
+		return r.socket.fail("make a conn", err)
 	}
-	conn, err := net.FileConn(file)
-	if err != nil {
-		return nil, s.fail("make a conn", err)
+	if r.conn, err = net.FileConn(r.file); err != nil {
+		return r.socket.fail("make a conn", err)
 	}
-	if err := unlock(); err != nil {
-		return nil, errors.Join(err, conn.Close())
+	return nil
+}
+
+// resume unlocks the connection and lets it go on.
+func (r *restoredConn) resume() (*net.TCPConn, error) {
+	err := r.goOn()
+	if err = errors.Join(err, r.file.Close()); err != nil {
+		return nil, errors.Join(err, r.conn.Close())
 	}
+	return r.conn.(*net.TCPConn), nil
+}
+
+func (r *restoredConn) goOn() error {
+	if err := r.unlock(); err != nil {
+		return err
+	}
+	s := r.socket
 	if err := s.Resume(); err != nil {
-		return nil, errors.Join(err, conn.Close())
+		return err
 	}
 	if s.options.tap != nil {
-		s.options.tap.Forget(snap.Local, snap.Remote)
+		s.options.tap.Forget(r.snap.Local, r.snap.Remote)
 	}
 	if s.options.effects != nil {
 		*s.options.effects = s.effects
 	}
-	for _, set := range own {
-		if err := set.row.write(fd, &set.setting); err != nil {
-			return nil, errors.Join(s.fail("set options", err), conn.Close())
+	for _, set := range r.own {
+		if err := set.row.write(s.fd, &set.setting); err != nil {
+			return s.fail("set options", err)
 		}
 	}
-	return conn.(*net.TCPConn), nil
+	return nil
 }
+
+// discard gives the connection up, silently as long as it is paused.
+func (r *restoredConn) discard() error { return errors.Join(r.conn.Close(), r.file.Close()) }
 
 // overwritten are the options that net.FileConn sets to values of its own.
 func (s *Socket) overwritten(o *Options) ([]chosen, error) {

@@ -19,6 +19,16 @@
 // [Socket]: a queue, its sequence number, the window, what was negotiated, the
 // timestamp.
 //
+// # Listeners
+//
+// A listener has a [ListenerSnapshot]: [CheckpointListener] and [RestoreListener]
+// for a program's own, [SaveListener], [AcceptAll], [NewListenerSocket] and
+// [StartListener] for descriptors. What is established but not accepted yet is
+// refused, kept, reset or dropped, as the caller says ([WithInFlight]). What is
+// kept cannot be put back into the kernel's queue: the restored [Listener] hands
+// it out first. A lock that is a [ListenLocker] lets clients wait, rather than be
+// refused, while nobody listens.
+//
 // # Order
 //
 // A paused socket still receives, acknowledges and retransmits. What arrives

@@ -507,8 +507,8 @@ func (r *summingReader) next(size int) ([]byte, error) {
 		n, err := io.ReadFull(r.from, b[filled:])
 		r.count += int64(n)
 		if err != nil {
-			if r.count > 0 && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
-				err = fmt.Errorf("%w: it ends too early: %w", ErrInvalidSnapshot, io.ErrUnexpectedEOF)
+			if r.count > 0 {
+				err = endedEarly(err)
 			}
 			return nil, err
 		}
@@ -522,4 +522,12 @@ func (r *summingReader) next(size int) ([]byte, error) {
 	}
 	r.sum.Write(b) // a hash.Hash returns no error
 	return b, nil
+}
+
+// endedEarly says that a stream must not end where it did.
+func endedEarly(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, ErrInvalidSnapshot) {
+		return fmt.Errorf("%w: it ends too early: %w", ErrInvalidSnapshot, io.ErrUnexpectedEOF)
+	}
+	return err
 }

@@ -21,6 +21,8 @@ var (
 	ErrULP = errors.New("an upper layer protocol is attached to the socket")
 	// ErrSigned: segments are signed, by TCP-MD5 (RFC 2385) or TCP-AO (RFC 5925).
 	ErrSigned = errors.New("segments are signed (TCP-MD5 or TCP-AO)")
+	// ErrInFlight: connections wait in the listener's queue to be accepted.
+	ErrInFlight = errors.New("connections wait to be accepted")
 	// ErrNotTCP: the file descriptor is not a TCP socket over IP.
 	ErrNotTCP = errors.New("not a TCP socket")
 	// ErrNotPaused: the socket is not in repair mode (any more).
@@ -54,6 +56,7 @@ var hints = [...]struct {
 	{ErrMultipath, "Go programs listen with MPTCP by default: run them with GODEBUG=multipathtcp=0, or call net.ListenConfig.SetMultipathTCP(false)"},
 	{ErrUrgent, "let the program read it, then save again"},
 	{ErrULP, "kernel TLS state cannot be read back; let the program do its own TLS"},
+	{ErrInFlight, "let the program accept them, or say with WithInFlight what shall become of them"},
 	{ErrAddrInUse, "close or move the socket that has it; ss -tan shows it"},
 	{ErrAddrNotAvailable, "add the address to a device of this host first (ip address add)"},
 	{ErrNoRoute, "add the route first (ip route add)"},

@@ -176,16 +176,19 @@ func setInt(tb testing.TB, c syscall.Conn, level, name, v int) {
 // it sends still leaves.
 func deafen(tb testing.TB, c syscall.Conn) {
 	tb.Helper()
+	control(tb, c, func(fd int) { dropAll(tb, fd) })
+}
+
+func dropAll(tb testing.TB, fd int) {
+	tb.Helper()
 	drop, err := bpf.Assemble([]bpf.Instruction{bpf.RetConstant{Val: 0}})
 	if err != nil {
 		tb.Fatal(err)
 	}
 	program := unix.SockFprog{Len: 1, Filter: &unix.SockFilter{Code: drop[0].Op, K: drop[0].K}}
-	control(tb, c, func(fd int) {
-		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
-			tb.Fatal(err)
-		}
-	})
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
+		tb.Fatal(err)
+	}
 }
 
 func undeafen(tb testing.TB, c syscall.Conn) {

@@ -473,15 +473,8 @@ func TestNoDescriptorIsLeaked(t *testing.T) {
 		t.Fatal(err)
 	}
 	inState(t, conn, soccr.StateCloseWait)
-	open := func() int {
-		entries, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(entries)
-	}
 	conn = n.move(t, conn)
-	before := open()
+	before := openDescriptors(t)
 	for range 10 {
 		conn = n.move(t, conn)
 		snap := n.checkpoint(t, conn)
@@ -492,9 +485,18 @@ func TestNoDescriptorIsLeaked(t *testing.T) {
 		}
 		conn = n.restore(t, snap)
 	}
-	if after := open(); after > before {
+	if after := openDescriptors(t); after > before {
 		t.Errorf("%d descriptors are open, there were %d", after, before)
 	}
+}
+
+func openDescriptors(tb testing.TB) int {
+	tb.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return len(entries)
 }
 
 // A restored conn is an ordinary one.

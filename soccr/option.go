@@ -2,6 +2,7 @@ package soccr
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/gosoccr/gosoccr/rawfin"
 )
@@ -21,10 +22,13 @@ type settings struct {
 
 	tap     *Tap
 	packets [][]byte
+
+	inFlight InFlight
+	patience time.Duration
 }
 
 func newSettings(options []Option) settings {
-	s := settings{mark: rawfin.DefaultMark}
+	s := settings{mark: rawfin.DefaultMark, patience: defaultPatience}
 	for _, o := range options {
 		o(&s)
 	}

@@ -96,3 +96,27 @@ func (*Tap) Take(local, remote netip.AddrPort) ([][]byte, error) { return nil, u
 
 // Forget needs Linux.
 func (*Tap) Forget(local, remote netip.AddrPort) {}
+
+// SaveListener needs Linux.
+func SaveListener(int, ...Option) (*ListenerSnapshot, error) {
+	return nil, unsupported("save listener")
+}
+
+// NewListenerSocket needs Linux.
+func NewListenerSocket(*ListenerSnapshot) (fd int, err error) { return -1, unsupported("socket") }
+
+// StartListener needs Linux.
+func StartListener(int, *ListenerSnapshot, ...Option) error { return unsupported("listen") }
+
+// AcceptAll needs Linux.
+func AcceptAll(int) (fds []int, err error) { return nil, unsupported("accept") }
+
+// CheckpointListener needs Linux.
+func CheckpointListener(syscall.Conn, ...Option) (*ListenerSnapshot, error) {
+	return nil, unsupported("checkpoint listener")
+}
+
+// RestoreListener needs Linux.
+func RestoreListener(*ListenerSnapshot, ...Option) (*Listener, error) {
+	return nil, unsupported("restore listener")
+}

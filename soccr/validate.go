@@ -16,11 +16,22 @@ const (
 )
 
 // A rule is something that the kernel or Restore depends on.
-type rule struct {
+type rule[T any] struct {
 	field string
 	want  string // for people
-	got   func(*Snapshot) any
-	ok    func(*Snapshot) bool
+	got   func(*T) any
+	ok    func(*T) bool
+}
+
+// broken is the first rule that a snapshot breaks, as an ErrInvalidSnapshot inside
+// a *FieldError, or nil.
+func broken[T any](rules []rule[T], s *T) error {
+	for i := range rules {
+		if r := &rules[i]; !r.ok(s) {
+			return &FieldError{Field: r.field, Want: r.want, Got: r.got(s), Err: ErrInvalidSnapshot}
+		}
+	}
+	return nil
 }
 
 // connected limits a rule to the states in which it means something.
@@ -28,7 +39,7 @@ func connected(ok func(*Snapshot) bool) func(*Snapshot) bool {
 	return func(s *Snapshot) bool { return !s.State.row().connected || ok(s) }
 }
 
-var rules = []rule{
+var rules = []rule[Snapshot]{
 	{"State", "a state that can be moved",
 		func(s *Snapshot) any { return s.State },
 		func(s *Snapshot) bool { return s.State.row().movable }},
@@ -135,14 +146,7 @@ var rules = []rule{
 // Validate reports the first field that keeps the snapshot from being restored,
 // as an ErrInvalidSnapshot inside a *FieldError, or nil. A snapshot that Save
 // returned is always valid; one that travelled may not be. Restore calls it.
-func (s *Snapshot) Validate() error {
-	for i := range rules {
-		if r := &rules[i]; !r.ok(s) {
-			return &FieldError{Field: r.field, Want: r.want, Got: r.got(s), Err: ErrInvalidSnapshot}
-		}
-	}
-	return nil
-}
+func (s *Snapshot) Validate() error { return broken(rules, s) }
 
 // validEnd reports whether a connection can have this end.
 func validEnd(end netip.AddrPort) bool {
