@@ -55,7 +55,8 @@
 // reasons and the errno, and knows the cure where there is one. Save fails with
 // the connection as it was. Restore fails with the socket empty and nothing sent
 // to the peer; the snapshot can be restored again. What cannot be moved is
-// refused by Save: Multipath TCP, urgent data, kernel TLS, signed segments.
+// refused by Save: Multipath TCP, urgent data, kernel TLS, segments signed with
+// TCP-AO.
 //
 // # What is kept
 //
@@ -63,7 +64,13 @@
 // and SYN_SENT; IPv4, IPv6 with zones, IPv4-mapped; both queues, and of the send
 // queue which bytes were never sent; sequence numbers; MSS, for sending too;
 // window scales, SACK, timestamps in both resolutions; the windows and the bounds
-// of their growth; the options in [Options].
+// of their growth; the keys of TCP-MD5; all socket options of the kernel's headers
+// that can be read and set, in [Options].
+//
+// An option that the new kernel lacks, or that takes a privilege which is not
+// there, is reported ([Socket.Losses], [WithLosses]), unless the socket would talk
+// to others than before, or let others talk to it: then Restore fails. Options
+// that have their default are not in a snapshot, and take the new host's.
 //
 // Not kept, because no interface of the kernel gives or takes it: congestion
 // window, round trip time and what else congestion control knows, ECN, segments

@@ -222,6 +222,7 @@ var fields = byTag([]codec[Snapshot]{
 	number(23, func(s *Snapshot) *uint32 { return &s.Window.Clamp }),
 	number(24, func(s *Snapshot) *uint32 { return &s.Window.RecvMemory }),
 }, optionFields(func(s *Snapshot) *Options { return &s.Options }), []codec[Snapshot]{
+	md5KeyList(41, func(s *Snapshot) *[]MD5Key { return &s.MD5Keys }),
 	number(64, func(s *Snapshot) *uint32 { return &s.Path.RTT }),
 	number(65, func(s *Snapshot) *uint32 { return &s.Path.RTTVar }),
 	number(66, func(s *Snapshot) *uint32 { return &s.Path.MinRTT }),

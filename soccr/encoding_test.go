@@ -20,6 +20,7 @@ import (
 	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 var update = flag.Bool("update", false, "write the golden files of this version anew")
@@ -103,6 +104,10 @@ func everyField() Snapshot {
 				{Name: "TCP_KEEPIDLE", Number: 600},
 			},
 		},
+		MD5Keys: []MD5Key{
+			{netip.MustParsePrefix("192.0.2.0/24"), []byte("\x00secret")},
+			{netip.MustParsePrefix("198.51.100.2/32"), bytes.Repeat([]byte{0xff}, 80)},
+		},
 	}
 }
 
@@ -128,7 +133,7 @@ func leaves(s *Snapshot) iter.Seq2[string, reflect.Value] {
 
 // diff compares snapshots; a queue that is nil is empty.
 func diff(want, got *Snapshot) string {
-	return cmp.Diff(want, got, cmp.Comparer(bytes.Equal), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }))
+	return cmp.Diff(want, got, cmp.Comparer(bytes.Equal), cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{}))
 }
 
 func marshal(tb testing.TB, s *Snapshot) []byte {
@@ -576,6 +581,12 @@ func fill(tb testing.TB, s *Snapshot, input []byte) {
 			*v = string(variable())
 		case *[]byte:
 			*v = variable()
+		case *[]MD5Key:
+			for range take(1)[0] % 8 {
+				var addr netip.Addr
+				_ = addr.UnmarshalBinary(variable())
+				*v = append(*v, MD5Key{netip.PrefixFrom(addr, int(take(1)[0])), variable()})
+			}
 		case *[]Setting:
 			for range take(1)[0] % 8 {
 				*v = append(*v, Setting{string(variable()), int64(binary.BigEndian.Uint64(take(8))), string(variable()), variable()})

@@ -19,8 +19,8 @@ var (
 	ErrUrgent = errors.New("urgent data in the receive queue cannot be moved")
 	// ErrULP: an upper layer protocol such as kernel TLS is attached.
 	ErrULP = errors.New("an upper layer protocol is attached to the socket")
-	// ErrSigned: segments are signed, by TCP-MD5 (RFC 2385) or TCP-AO (RFC 5925).
-	ErrSigned = errors.New("segments are signed (TCP-MD5 or TCP-AO)")
+	// ErrSigned: segments are signed with TCP-AO (RFC 5925).
+	ErrSigned = errors.New("segments are signed with TCP-AO")
 	// ErrInFlight: connections wait in the listener's queue to be accepted.
 	ErrInFlight = errors.New("connections wait to be accepted")
 	// ErrNotTCP: the file descriptor is not a TCP socket over IP.

@@ -13,3 +13,55 @@ func BeforeVerify(f func(fd int)) (restore func()) {
 	beforeVerify = f
 	return func() { beforeVerify = func(int) {} }
 }
+
+// Sockets are those of a transport, a family and a state, as the table of options
+// tells them apart.
+type Sockets = sockets
+
+// The transports, families and states.
+const (
+	TCP, UDP, UDPLite                 = onTCP, onUDP, onUDPLite
+	IPv4, IPv6, Mapped, Dual          = onIPv4, onIPv6, onMapped, onDual
+	Unconnected, Listening, Connected = whenUnconnected, whenListening, whenConnected
+)
+
+// An OptionRow is what a test needs to know of a row.
+type OptionRow struct {
+	Name           string
+	Normal, Max    int64
+	Kept, FromGone bool // recorded; shows only that something is lost
+}
+
+// OptionRows are the rows that some sockets have.
+func OptionRows(on Sockets) (rows []OptionRow) {
+	for i := range options {
+		if o := &options[i]; o.on.has(on) {
+			rows = append(rows, OptionRow{o.name, o.normal, o.max, o.kind != probeKind, o.kind == goneKind})
+		}
+	}
+	return rows
+}
+
+// AllOptionRows tells the names and numbers of all rows that are options, not
+// fcntl commands.
+func AllOptionRows() map[string]int {
+	rows := make(map[string]int)
+	for i := range options {
+		if o := &options[i]; o.level != fileLevel {
+			rows[o.name] = o.number
+		}
+	}
+	return rows
+}
+
+// SetOption sets an option as Restore does.
+func SetOption(fd int, s Setting) error { return row(s.Name).write(fd, &s) }
+
+// ReadSettings reads options as Save does.
+func ReadSettings(fd int, on Sockets) ([]Setting, error) {
+	flags, err := fileFlags(fd)
+	if err != nil {
+		return nil, err
+	}
+	return readSettings(fd, flags, on)
+}

@@ -1,6 +1,7 @@
 package soccr
 
 import (
+	"errors"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,14 @@ func (s *Socket) closeGate() error {
 	err := attachFilter(s.fd, program[:])
 	s.gated = err == nil
 	return err
+}
+
+// leaveGate has the program's own filter take the gate's place, or opens it.
+func (s *Socket) leaveGate() error {
+	if s.gated && s.filtered() {
+		s.gated = false // the kernel replaces one by the other
+	}
+	return errors.Join(s.openGate(), s.applyLast())
 }
 
 // openGate takes the filter away again.

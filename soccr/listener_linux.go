@@ -228,7 +228,7 @@ func (s *starter) beforeBind() error {
 }
 
 func (s *starter) afterListen() error {
-	for _, p := range [...]phase{afterConnect, afterResume} {
+	for _, p := range [...]phase{afterConnect, afterResume, atLast} {
 		if err := apply(s.chosen, s.fd, p, s.lose); err != nil {
 			return err
 		}
@@ -397,7 +397,7 @@ func (s *starter) verify() error {
 	if got := reuseAddr != 0; got != s.snap.Options.ReuseAddr {
 		return mismatch("Options.ReuseAddr", s.snap.Options.ReuseAddr, got)
 	}
-	return verifyChosen(s.chosen, s.fd, afterResume, s.lose)
+	return verifyChosen(s.chosen, s.fd, beforeBind, atLast, s.lose)
 }
 
 // failListener wraps an error with the step and the listener, once.

@@ -1,6 +1,7 @@
 package soccr
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,13 +14,13 @@ import (
 )
 
 // TCP-MD5 keys cannot be asked of the socket; sock_diag shows them to who has
-// CAP_NET_ADMIN. One question, one answer: the messages are put together here.
+// CAP_NET_ADMIN.
 const (
-	sockDiagByFamily = 20
-	inetDiagInfoBit  = 1 << 1 // INET_DIAG_INFO: the keys come with it only
-	inetDiagMD5Sig   = 18
-	diagRequestSize  = unix.SizeofNlMsghdr + 56 // struct inet_diag_req_v2
-	diagMessageSize  = unix.SizeofNlMsghdr + 72 // struct inet_diag_msg
+	inetDiagInfoBit = 1 << 1 // INET_DIAG_INFO: the keys come with it only
+	inetDiagMD5Sig  = 18
+	diagMD5Size     = 20 + maxMD5Key  // struct tcp_diag_md5sig
+	md5SigSize      = 136 + maxMD5Key // struct tcp_md5sig
+	md5KeySize      = 130             // where tcpm_keylen is in it
 )
 
 // hasMD5 tells whether this kernel knows TCP-MD5 at all. A key of length 0 means
@@ -30,112 +31,140 @@ var hasMD5 = sync.OnceValue(func() bool {
 		return true
 	}
 	defer unix.Close(fd)
-	sig := make([]byte, 128+88) // struct tcp_md5sig
-	binary.NativeEndian.PutUint16(sig, unix.AF_INET)
-	return !errors.Is(sockopt.Set(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG, sig), unix.ENOPROTOOPT)
+	var sig [md5SigSize]byte
+	binary.NativeEndian.PutUint16(sig[:], unix.AF_INET)
+	return !errors.Is(sockopt.Set(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG, sig[:]), unix.ENOPROTOOPT)
 })
 
-func (s *Socket) refuseMD5(state State) error {
+// md5Keys reads the keys of a socket, which would not be found in CLOSE, where
+// nothing will be signed any more.
+func (s *Socket) md5Keys(state State) ([]MD5Key, error) {
 	if state == StateClose || !hasMD5() {
-		return nil // nothing will be signed any more
+		return nil, nil
 	}
-	signed, err := s.signed()
+	keys, err := s.askMD5Keys()
 	if errors.Is(err, unix.ENOENT) {
 		// Not in this thread's network namespace: ask in the socket's own.
 		err = s.inNetNS(func() (err error) {
-			signed, err = s.signed()
+			keys, err = s.askMD5Keys()
 			return err
 		})
 	}
 	if err != nil {
-		return fmt.Errorf("look for TCP-MD5 keys with sock_diag: %w", err)
+		return nil, fmt.Errorf("look for TCP-MD5 keys with sock_diag: %w", err)
 	}
-	if signed {
-		return fmt.Errorf("%w: TCP-MD5", ErrSigned)
+	return keys, nil
+}
+
+// askMD5Keys asks sock_diag about this very socket, found by its addresses and
+// identified by its cookie.
+func (s *Socket) askMD5Keys() (keys []MD5Key, err error) {
+	q, err := s.question()
+	if err != nil {
+		return nil, err
+	}
+	for message, err := range q.ask() {
+		if err != nil {
+			return nil, err
+		}
+		for kind, value := range attributes(message[diagMessageSize:]) {
+			if kind != inetDiagMD5Sig {
+				continue
+			}
+			for ; len(value) >= diagMD5Size; value = value[diagMD5Size:] {
+				key, err := parseMD5Key(value[:diagMD5Size])
+				if err != nil {
+					return nil, err
+				}
+				keys = append(keys, key)
+			}
+		}
+	}
+	return keys, nil
+}
+
+// question asks for this socket, and what its keys come with.
+func (s *Socket) question() (diagQuestion, error) {
+	q := diagQuestion{
+		family: unix.AF_INET, extensions: inetDiagInfoBit, states: ^uint32(0),
+		local:  netip.AddrPortFrom(s.local.Addr().Unmap(), s.local.Port()),
+		remote: netip.AddrPortFrom(s.remote.Addr().Unmap(), s.remote.Port()),
+	}
+	if q.local.Addr().Is6() {
+		q.family = unix.AF_INET6
+	}
+	var cookie [8]byte
+	if _, err := sockopt.Get(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE, cookie[:]); err != nil {
+		return q, err
+	}
+	q.cookie = binary.NativeEndian.Uint64(cookie[:])
+	// It is found by the device that it is bound to, if it is; a zone binds it.
+	device, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+	if zone := s.local.Addr().Zone(); zone != "" && lacking(err) { // before Linux 5.1
+		device, err = deviceIndex(s.fd, zone)
+	}
+	if err != nil && !lacking(err) {
+		return q, err
+	}
+	q.device = uint32(device)
+	return q, nil
+}
+
+// parseMD5Key reads struct tcp_diag_md5sig, which does not tell the device that
+// a key may be limited to.
+func parseMD5Key(b []byte) (MD5Key, error) {
+	size := int(binary.NativeEndian.Uint16(b[2:]))
+	if size > maxMD5Key {
+		return MD5Key{}, fmt.Errorf("a key of %d bytes", size)
+	}
+	addr := netip.AddrFrom16([16]byte(b[4:20]))
+	if b[0] == unix.AF_INET {
+		addr = netip.AddrFrom4([4]byte(b[4:8]))
+	}
+	peers, err := addr.Prefix(int(b[1]))
+	return MD5Key{Peers: peers, Key: bytes.Clone(b[20 : 20+size])}, err
+}
+
+// setMD5Keys has a socket sign what it sends and check what it gets. They are
+// there when it connects, as its segments are computed to have room for the
+// signature from then on (tcp_connect_init).
+func (s *Socket) setMD5Keys(keys []MD5Key) error { return s.changeMD5Keys(keys, false) }
+
+// clearMD5Keys takes the keys away until the state is restored: what is injected
+// is not signed, and nothing of what is sent meanwhile gets out.
+func (s *Socket) clearMD5Keys(snap *Snapshot) error {
+	if snap.State == StateSynSent {
+		return nil // nothing is injected
+	}
+	return s.changeMD5Keys(snap.MD5Keys, true)
+}
+
+func (s *Socket) changeMD5Keys(keys []MD5Key, remove bool) error {
+	for i := range keys {
+		sig := md5Sig(&keys[i], !s.local.Addr().Is4())
+		if remove {
+			binary.NativeEndian.PutUint16(sig[md5KeySize:], 0)
+		}
+		if err := sockopt.Set(s.fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG_EXT, sig[:]); err != nil {
+			return fmt.Errorf("MD5Keys: %w", err)
+		}
 	}
 	return nil
 }
 
-// signed asks sock_diag about this very socket, found by its addresses and
-// identified by its cookie.
-func (s *Socket) signed() (bool, error) {
-	request, err := s.diagRequest()
-	if err != nil {
-		return false, err
+// md5Sig is struct tcp_md5sig for a socket of AF_INET or AF_INET6.
+func md5Sig(k *MD5Key, inet6 bool) (sig [md5SigSize]byte) {
+	addr := k.Peers.Addr()
+	if inet6 {
+		binary.NativeEndian.PutUint16(sig[:], unix.AF_INET6)
+		a := addr.As16() // IPv4 addresses mapped
+		copy(sig[8:], a[:])
+	} else {
+		binary.NativeEndian.PutUint16(sig[:], unix.AF_INET)
+		copy(sig[4:], addr.AsSlice())
 	}
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(fd)
-	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return false, err
-	}
-	answer := make([]byte, 16<<10)
-	n, _, err := unix.Recvfrom(fd, answer, 0)
-	if err != nil {
-		return false, err
-	}
-	return diagShowsMD5(answer[:n])
-}
-
-func (s *Socket) diagRequest() ([]byte, error) {
-	var cookie [8]byte
-	if _, err := sockopt.Get(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE, cookie[:]); err != nil {
-		return nil, err
-	}
-	b := make([]byte, diagRequestSize)
-	binary.NativeEndian.PutUint32(b[0:], diagRequestSize)
-	binary.NativeEndian.PutUint16(b[4:], sockDiagByFamily)
-	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST)
-	b[16] = unix.AF_INET
-	b[17] = unix.IPPROTO_TCP
-	b[18] = inetDiagInfoBit
-	binary.NativeEndian.PutUint32(b[20:], ^uint32(0)) // any state
-	binary.BigEndian.PutUint16(b[24:], s.local.Port())
-	binary.BigEndian.PutUint16(b[26:], s.remote.Port())
-	for i, addr := range [...]netip.Addr{s.local.Addr().Unmap(), s.remote.Addr().Unmap()} {
-		if addr.Is6() {
-			b[16] = unix.AF_INET6
-		}
-		copy(b[28+16*i:], addr.AsSlice())
-	}
-	if zone := s.local.Addr().Zone(); zone != "" {
-		index, err := deviceIndex(s.fd, zone)
-		if err != nil {
-			return nil, err
-		}
-		binary.NativeEndian.PutUint32(b[60:], uint32(index))
-	}
-	// The cookie is two words, the lower one first.
-	value := binary.NativeEndian.Uint64(cookie[:])
-	binary.NativeEndian.PutUint32(b[64:], uint32(value))
-	binary.NativeEndian.PutUint32(b[68:], uint32(value>>32))
-	return b, nil
-}
-
-// diagShowsMD5 looks for keys among the attributes of the answer.
-func diagShowsMD5(b []byte) (bool, error) {
-	const short = "short answer of %d bytes"
-	if len(b) < unix.SizeofNlMsghdr+4 {
-		return false, fmt.Errorf(short, len(b))
-	}
-	if binary.NativeEndian.Uint16(b[4:]) == unix.NLMSG_ERROR {
-		return false, unix.Errno(-int32(binary.NativeEndian.Uint32(b[unix.SizeofNlMsghdr:])))
-	}
-	size := int(binary.NativeEndian.Uint32(b))
-	if size < diagMessageSize || size > len(b) {
-		return false, fmt.Errorf(short, len(b))
-	}
-	for b = b[diagMessageSize:size]; len(b) >= unix.SizeofRtAttr; {
-		size := int(binary.NativeEndian.Uint16(b))
-		if size < unix.SizeofRtAttr || size > len(b) {
-			return false, fmt.Errorf(short, len(b))
-		}
-		if binary.NativeEndian.Uint16(b[2:]) == inetDiagMD5Sig {
-			return true, nil
-		}
-		b = b[min((size+3)&^3, len(b)):]
-	}
-	return false, nil
+	sig[128], sig[129] = unix.TCP_MD5SIG_FLAG_PREFIX, uint8(k.Peers.Bits())
+	binary.NativeEndian.PutUint16(sig[md5KeySize:], uint16(len(k.Key)))
+	copy(sig[136:], k.Key)
+	return sig
 }

@@ -3,6 +3,7 @@ package soccr
 import (
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"os"
 	"runtime"
 	"unsafe"
@@ -25,6 +26,7 @@ var kinds = [...]struct {
 	bindKind:      {readBind, writeBind},
 	deviceKind:    {readDevice, writeDevice},
 	netDeviceKind: {readDevice, writeDevice},
+	addressKind:   {readAddress, writeAddress},
 	bytesKind:     {readBytes, writeBytes},
 	filterKind:    {readFilter, writeFilter},
 	flagKind:      {readFlag, writeFlag},
@@ -168,6 +170,23 @@ func (o *option) deviceOrder(index int) int {
 	var b [4]byte
 	binary.BigEndian.PutUint32(b[:], uint32(index))
 	return int(int32(binary.NativeEndian.Uint32(b[:])))
+}
+
+func readAddress(o *option, fd, level, _ int, s *Setting) (bool, error) {
+	var b [4]byte
+	if _, err := sockopt.Get(fd, level, o.number, b[:]); err != nil || b == [4]byte{} {
+		return false, err
+	}
+	s.Text = netip.AddrFrom4(b).String()
+	return true, nil
+}
+
+func writeAddress(o *option, fd, level int, s *Setting) error {
+	addr, err := netip.ParseAddr(s.Text)
+	if err != nil {
+		return err
+	}
+	return sockopt.Set(fd, level, o.number, addr.AsSlice())
 }
 
 func readBytes(o *option, fd, level, _ int, s *Setting) (bool, error) {

@@ -67,6 +67,10 @@ func readSettings(fd, flags int, on sockets) ([]Setting, error) {
 		if r := relations[i].ifSet; r >= 0 && !set[r] && options[r].on.has(on) {
 			continue
 		}
+		// What is gone is what is set, but could not be read.
+		if o.kind == goneKind && len(settings) > 0 && settings[len(settings)-1].Name == o.ifSet {
+			continue
+		}
 		*s = Setting{}
 		changed, err := o.read(fd, flags, s)
 		if err != nil {
@@ -140,7 +144,7 @@ func choose(settings []Setting, on sockets) []chosen {
 func apply(all []chosen, fd int, p phase, lose func(Loss)) error {
 	for i := range all {
 		c := &all[i]
-		if c.row.phase != p {
+		if c.row.phase != p || c.lost {
 			continue
 		}
 		err := c.row.write(fd, &c.setting)
@@ -156,12 +160,12 @@ func apply(all []chosen, fd int, p phase, lose func(Loss)) error {
 	return nil
 }
 
-// verifyChosen reads back what has been set up to a phase.
-func verifyChosen(all []chosen, fd int, last phase, lose func(Loss)) error {
+// verifyChosen reads back what has been set from one phase to another.
+func verifyChosen(all []chosen, fd int, first, last phase, lose func(Loss)) error {
 	got := new(Setting)
 	for i := range all {
 		c := &all[i]
-		if c.lost || c.row.phase > last {
+		if c.lost || c.row.phase < first || c.row.phase > last {
 			continue
 		}
 		*got = Setting{}
@@ -251,6 +255,37 @@ func (s *Socket) readOptions(snap *Snapshot) error {
 
 // apply sets those of the chosen options whose phase it is.
 func (s *Socket) apply(p phase) error { return apply(s.chosen, s.fd, p, s.lose) }
+
+// applyLast sets what keeps packets out, once nothing is injected any more.
+func (s *Socket) applyLast() error {
+	if s.lastApplied {
+		return nil
+	}
+	err := s.apply(atLast)
+	if err == nil {
+		err = verifyChosen(s.chosen, s.fd, atLast, atLast, s.lose)
+	}
+	s.lastApplied = err == nil
+	return err
+}
+
+// tryFilter has the kernel check the program's filter while it can be refused.
+func (s *Socket) tryFilter() error {
+	for i := range s.chosen {
+		if c := &s.chosen[i]; c.row.kind == filterKind {
+			if err := c.row.write(s.fd, &c.setting); err != nil {
+				return fmt.Errorf("Options.Settings: %s: %w", c.setting.Name, err)
+			}
+			return sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+		}
+	}
+	return nil
+}
+
+// filtered reports whether the program has a filter of its own.
+func (s *Socket) filtered() bool {
+	return slices.ContainsFunc(s.chosen, func(c chosen) bool { return c.row.kind == filterKind })
+}
 
 func (s *Socket) lose(l Loss) {
 	s.losses = append(s.losses, l)

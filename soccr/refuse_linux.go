@@ -14,11 +14,10 @@ const tcpAOInfo = 40
 
 // refuse finds what of a connection cannot be moved. It is called before
 // anything is taken apart.
-func (s *Socket) refuse(state State, queued int) error {
+func (s *Socket) refuse(queued int) error {
 	for _, check := range [...]func() error{
 		s.refuseULP,
 		s.refuseAO,
-		func() error { return s.refuseMD5(state) },
 		func() error { return s.refuseUrgent(queued) },
 	} {
 		if err := check(); err != nil {
@@ -53,7 +52,7 @@ func (s *Socket) refuseAO() error {
 	case err != nil && !errors.Is(err, unix.EINVAL):
 		return err
 	}
-	return fmt.Errorf("%w: TCP-AO", ErrSigned)
+	return ErrSigned
 }
 
 // refuseUrgent looks for an urgent byte among the queued ones: a peek skips it,

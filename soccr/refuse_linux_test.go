@@ -8,7 +8,6 @@ import (
 	"os"
 	"runtime"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -157,55 +156,6 @@ func TestUrgentDataIsRefused(t *testing.T) {
 			moved := n.move(t, conn)
 			write(t, peer, []byte("more"))
 			expect(t, "conn", moved, []byte("more"))
-		})
-	}
-}
-
-// signed makes both ends sign their segments with a TCP-MD5 key.
-func signed(t *testing.T, c *net.TCPConn) {
-	t.Helper()
-	addr := peerAddr(c)
-	var sig struct {
-		addr   [128]byte
-		flags  uint8
-		prefix uint8
-		keyLen uint16
-		ifidx  int32
-		key    [80]byte
-	}
-	if addr.Addr().Is4() {
-		*(*unix.RawSockaddrInet4)(unsafe.Pointer(&sig.addr)) = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: addr.Addr().As4()}
-	} else {
-		*(*unix.RawSockaddrInet6)(unsafe.Pointer(&sig.addr)) = unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: addr.Addr().As16()}
-	}
-	sig.keyLen = uint16(copy(sig.key[:], "secret"))
-	control(t, c, func(fd int) {
-		_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_MD5SIG,
-			uintptr(unsafe.Pointer(&sig)), unsafe.Sizeof(sig), 0)
-		if errno == unix.ENOPROTOOPT {
-			t.Skip("this kernel has no TCP-MD5, so there is nothing to refuse")
-		}
-		if errno != 0 {
-			t.Fatal(errno)
-		}
-	})
-}
-
-func TestSignedConnectionIsRefused(t *testing.T) {
-	n := newNetwork(t)
-	for _, f := range []family{ip4, ip6} {
-		t.Run(f.name, func(t *testing.T) {
-			conn, peer := n.connect(t, f)
-			signed(t, peer)
-			signed(t, conn)
-			n.refused(t, conn, peer, soccr.ErrSigned)
-			// From within the socket's own namespace the answer is the same.
-			hosttest.Do(t, n.here, func() error {
-				if _, err := soccr.Checkpoint(conn); !errors.Is(err, soccr.ErrSigned) {
-					t.Errorf("Checkpoint: %v", err)
-				}
-				return nil
-			})
 		})
 	}
 }

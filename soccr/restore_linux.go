@@ -42,7 +42,7 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	}
 	s.options = newSettings(options)
 	s.local, s.remote = snap.Local, snap.Remote
-	s.chosen, s.losses = choose(snap.Options.Settings, snap.sockets()), nil
+	s.chosen, s.losses, s.lastApplied = choose(snap.Options.Settings, snap.sockets()), nil, false
 	s.priming = s.planPriming(snap)
 	step, err := s.restore(snap)
 	if errors.Is(err, errUnprimed) && s.Disconnect() == nil {
@@ -77,13 +77,16 @@ func (s *Socket) restore(snap *Snapshot) (step string, err error) {
 		{"bind", func() error { return s.bind(snap) }},
 		{"set options", func() error { return s.apply(beforeConnect) }},
 		{"set sequence numbers", func() error { return s.setSeqs(snap) }},
+		{"sign", func() error { return s.setMD5Keys(snap.MD5Keys) }},
 		{"connect", func() error { return s.connect(snap) }},
+		{"do not sign", func() error { return s.clearMD5Keys(snap) }},
 		{"set negotiated options", func() error { return s.restoreNegotiated(snap) }},
 		{"prime", func() error { return s.prime(snap, &s.priming) }},
 		{"bound timers", func() error { return s.hasten(snap) }},
 		{"receive queue", func() error { return s.fill(RecvQueue, snap.RecvQueue) }},
 		{"send queue", func() error { return s.fill(SendQueue, s.send.sent) }},
 		{"half-closed state", func() error { return s.replay(snap, plan) }},
+		{"sign", func() error { return s.setMD5Keys(snap.MD5Keys) }},
 		{"set window", func() error { return s.restoreWindow(snap, plan) }},
 		{"set options", func() error { return s.afterConnect(snap) }},
 		{"verify", func() error { return s.verify(snap, plan) }},
@@ -98,6 +101,9 @@ func (s *Socket) restore(snap *Snapshot) (step string, err error) {
 // beforeBind sets what acts at bind(2) or connect(2).
 func (s *Socket) beforeBind(snap *Snapshot) error {
 	if !s.bound { // set already, and kept when it was disconnected
+		if err := s.tryFilter(); err != nil {
+			return err
+		}
 		if err := s.apply(beforeBind); err != nil {
 			return err
 		}
@@ -307,7 +313,12 @@ func (s *Socket) afterConnect(snap *Snapshot) error {
 		}
 	}
 	if snap.Options.ReadShutdown {
-		return unix.Shutdown(s.fd, unix.SHUT_RD)
+		if err := unix.Shutdown(s.fd, unix.SHUT_RD); err != nil {
+			return err
+		}
 	}
-	return nil
+	if s.gated || s.options.tap != nil { // the gate is a filter, and needed a while yet
+		return nil
+	}
+	return s.applyLast()
 }

@@ -47,7 +47,7 @@ func (s *Socket) start(snap *Snapshot) error {
 	}{
 		{true, s.leaveRepair},
 		{tapped, func(*Snapshot) error { return s.closeGate() }},
-		{!tapped, func(*Snapshot) error { return s.openGate() }},
+		{!tapped, func(*Snapshot) error { return s.leaveGate() }},
 		{s.send.again, s.resend},
 		{s.postponed != "", func(*Snapshot) error { return s.setPostponedCongestion() }},
 		{snap.State == StateSynSent, s.connectAgain},
@@ -57,7 +57,7 @@ func (s *Socket) start(snap *Snapshot) error {
 		{true, func(*Snapshot) error { return s.setReuseAddr() }},
 		{true, func(*Snapshot) error { return s.unhasten() }},
 		{true, func(*Snapshot) error { return s.apply(afterResume) }},
-		{tapped, func(*Snapshot) error { return s.openGate() }},
+		{tapped, func(*Snapshot) error { return s.leaveGate() }},
 		{tapped, s.deliverCaught}, // what came between the last look and the gate's opening
 		{len(s.priming.rounds) > 0 || s.effects.Delivered > 0, s.nudge},
 		{true, func(*Snapshot) error { return s.setBlocking(snap.Options.NonBlocking) }},

@@ -40,7 +40,10 @@ func (s *Socket) save() (*Snapshot, error) {
 	if err := s.saveAddrs(snap); err != nil {
 		return nil, err
 	}
-	if err := s.refuse(snap.State, before.received); err != nil {
+	if err := s.refuse(before.received); err != nil {
+		return nil, err
+	}
+	if snap.MD5Keys, err = s.md5Keys(snap.State); err != nil {
 		return nil, err
 	}
 	if err := s.saveQueues(snap, &before); err != nil {
@@ -111,9 +114,8 @@ func (s *Socket) undone(snap *Snapshot) {
 	if s.postponed != "" {
 		snap.Options.Congestion = s.postponed
 	}
-	if s.gated { // the filter is ours
-		snap.Options.Settings = slices.Clone(s.restored.Options.Settings)
-	}
+	// The last of them are not set, and the filter may be ours.
+	snap.Options.Settings = slices.Clone(s.restored.Options.Settings)
 }
 
 func (s *Socket) saveAddrs(snap *Snapshot) (err error) {

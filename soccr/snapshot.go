@@ -55,6 +55,8 @@ type Snapshot struct {
 	Path Path
 	// Options are the socket options that are kept.
 	Options Options
+	// MD5Keys are the keys that sign its segments (TCP-MD5).
+	MD5Keys []MD5Key `json:",omitempty"`
 }
 
 // A Timestamp is a connection's RFC 7323 timestamp clock.

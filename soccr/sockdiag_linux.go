@@ -14,6 +14,10 @@ import (
 // many handshakes are under way, whether a flow is in use. Package diag tells all
 // of it, by a netlink library that this package does without.
 const (
+	sockDiagByFamily = 20
+	diagRequestSize  = unix.SizeofNlMsghdr + 56 // struct inet_diag_req_v2
+	diagMessageSize  = unix.SizeofNlMsghdr + 72 // struct inet_diag_msg
+
 	inetDiagV6Only = 11 // INET_DIAG_SKV6ONLY
 
 	// boundState is TCP_BOUND_INACTIVE (Linux 6.8): bound to a port, but neither

@@ -36,6 +36,8 @@ type Socket struct {
 	// chosen are the socket options that Restore sets, losses those that it could not.
 	chosen []chosen
 	losses []Loss
+	// lastApplied: those of the phase atLast are set.
+	lastApplied bool
 }
 
 // Queue names one of a socket's two queues, as TCP_REPAIR_QUEUE does.

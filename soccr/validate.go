@@ -138,6 +138,9 @@ var rules = []rule[Snapshot]{
 			row := s.State.row()
 			return !s.Options.ReadShutdown || row.connected && !row.finReceived
 		}},
+	{"MD5Keys", "at most 256 keys of 1 to 80 bytes, for prefixes of the socket's family or IPv4",
+		func(s *Snapshot) any { return len(s.MD5Keys) },
+		func(s *Snapshot) bool { return validMD5Keys(s.MD5Keys, s.Local.Addr()) }},
 	{"Options.Settings", "options that are kept of such a socket, by rising name, with values that they can have",
 		func(s *Snapshot) any { return wrongSetting(s.Options.Settings, s.sockets()) },
 		func(s *Snapshot) bool { return wrongSetting(s.Options.Settings, s.sockets()) == "" }},

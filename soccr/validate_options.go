@@ -1,6 +1,9 @@
 package soccr
 
-import "fmt"
+import (
+	"fmt"
+	"net/netip"
+)
 
 // sockets is which options a snapshot's socket can have.
 func (s *Snapshot) sockets() sockets {
@@ -52,10 +55,15 @@ func (o *option) holds(s *Setting) bool {
 	number := o.min <= s.Number && s.Number <= o.max
 	text, size := s.Text == "", int64(len(s.Bytes))
 	switch o.kind {
+	case probeKind:
+		return false
 	case bytesKind, filterKind:
 		return s.Number == 0 && text && o.min <= size && size <= o.max && size%o.unit() == 0
 	case bindKind, deviceKind, netDeviceKind:
 		return s.Number == 0 && validDevice(s.Text) && size == 0
+	case addressKind:
+		addr, err := netip.ParseAddr(s.Text)
+		return err == nil && addr.Is4() && s.Number == 0 && size == 0
 	case pairKind:
 		number = uint64(s.Number)>>32 <= uint64(o.max) && s.Number&maxUint32 <= o.max
 	case ownerKind:

@@ -3,6 +3,7 @@ package soccr
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -149,6 +150,19 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"Options.ReadShutdown", "never connected", func(s *Snapshot) {
 			*s = Snapshot{State: StateClose, Local: addr("[::]:0"), Options: Options{ReadShutdown: true}}
 		}},
+
+		{"MD5Keys", "no key", func(s *Snapshot) { s.MD5Keys[0].Key = nil }},
+		{"MD5Keys", "a key too long", func(s *Snapshot) { s.MD5Keys[0].Key = make([]byte, 81) }},
+		{"MD5Keys", "for nobody", func(s *Snapshot) { s.MD5Keys[0].Peers = netip.Prefix{} }},
+		{"MD5Keys", "bits behind the prefix", func(s *Snapshot) { s.MD5Keys[0].Peers = netip.MustParsePrefix("192.0.2.1/24") }},
+		{"MD5Keys", "for mapped addresses", func(s *Snapshot) {
+			s.MD5Keys[0].Peers = netip.PrefixFrom(netip.MustParseAddr("::ffff:192.0.2.1"), 128)
+		}},
+		{"MD5Keys", "for IPv6 on IPv4", func(s *Snapshot) {
+			s.Local, s.Remote = addr("192.0.2.1:80"), addr("192.0.2.2:80")
+			s.MD5Keys[0].Peers = netip.MustParsePrefix("2001:db8::1/128")
+		}},
+		{"MD5Keys", "too many", func(s *Snapshot) { s.MD5Keys = slices.Repeat(s.MD5Keys[:1], 257) }},
 
 		{"Options.Settings", "unknown", having(Setting{Name: "SO_TELEPATHY", Number: 1})},
 		{"Options.Settings", "no name", having(Setting{Number: 1})},

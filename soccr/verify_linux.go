@@ -93,7 +93,7 @@ func (s *Socket) verifyAddrs(snap *Snapshot) error {
 // verifyOptions leaves out those that are set later and the buffers' sizes,
 // which the window may have to exceed.
 func (s *Socket) verifyOptions(want *Options) error {
-	if err := verifyChosen(s.chosen, s.fd, afterConnect, s.lose); err != nil {
+	if err := verifyChosen(s.chosen, s.fd, beforeBind, afterConnect, s.lose); err != nil {
 		return err
 	}
 	if want.Congestion != "" && s.postponed == "" {

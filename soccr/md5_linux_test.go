@@ -1,0 +1,102 @@
+package soccr_test
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"testing"
+	"unsafe"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/soccr"
+)
+
+// sign gives a socket a TCP-MD5 key for the peers with a prefix.
+func sign(t *testing.T, c *net.TCPConn, peers netip.Prefix, key []byte) {
+	t.Helper()
+	var sig struct {
+		addr   [128]byte
+		flags  uint8
+		prefix uint8
+		keyLen uint16
+		ifidx  int32
+		key    [80]byte
+	}
+	sig.flags, sig.prefix = unix.TCP_MD5SIG_FLAG_PREFIX, uint8(peers.Bits())
+	if addr := peers.Addr(); localEnd(c).Addr().Is4() {
+		*(*unix.RawSockaddrInet4)(unsafe.Pointer(&sig.addr)) = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: addr.As4()}
+	} else {
+		*(*unix.RawSockaddrInet6)(unsafe.Pointer(&sig.addr)) = unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: addr.As16()}
+	}
+	sig.keyLen = uint16(copy(sig.key[:], key))
+	control(t, c, func(fd int) {
+		_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_MD5SIG_EXT,
+			uintptr(unsafe.Pointer(&sig)), unsafe.Sizeof(sig), 0)
+		if errno == unix.ENOPROTOOPT {
+			t.Skip("this kernel has no TCP-MD5")
+		}
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+	})
+}
+
+// localEnd is the local address as the socket has it: mapped, if it is an AF_INET6
+// socket of an IPv4 connection.
+func localEnd(c *net.TCPConn) netip.AddrPort { return c.LocalAddr().(*net.TCPAddr).AddrPort() }
+
+// A connection goes on to sign, and to take nothing that is not signed.
+func TestSignedConnection(t *testing.T) {
+	n := newNetwork(t)
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			conn, peer := n.connect(t, f)
+			secret := bytes.Repeat([]byte("\x00key"), 20)
+			bits := f.there.BitLen()
+			sign(t, peer, netip.PrefixFrom(f.here, bits), secret)
+			sign(t, conn, netip.PrefixFrom(f.there, bits), secret)
+			other := netip.MustParsePrefix("10.99.0.0/16")
+			if f == ip6 {
+				other = netip.MustParsePrefix("fd99::/32")
+			}
+			sign(t, conn, other, []byte("other"))
+			want := []soccr.MD5Key{{Peers: netip.PrefixFrom(f.there, bits), Key: secret}, {Peers: other, Key: []byte("other")}}
+
+			for i := range 3 {
+				question, answer := pattern(byte(i), 50_000), pattern(byte(i+9), 50_000)
+				write(t, peer, question)
+				write(t, conn, answer)
+				eventually(t, "all is here", func() bool { return ioctl(t, conn, unix.SIOCINQ) == len(question) })
+				before := info(t, conn)
+				snap := n.checkpoint(t, conn)
+				if d := cmp.Diff(want, snap.MD5Keys, cmpopts.EquateComparable(netip.Prefix{}),
+					cmpopts.SortSlices(func(a, b soccr.MD5Key) bool { return a.Peers.Bits() > b.Peers.Bits() })); d != "" {
+					t.Fatalf("keys, -want +got:\n%s", d)
+				}
+				conn = n.restore(t, travelled(t, snap))
+				if after := info(t, conn); before.Snd_mss != after.Snd_mss {
+					t.Errorf("segments of %d bytes, not %d", after.Snd_mss, before.Snd_mss)
+				}
+				expect(t, "conn", conn, question)
+				expect(t, "peer", peer, answer)
+			}
+
+			// The states beyond ESTABLISHED are reached with segments that nobody signs.
+			if err := peer.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			inState(t, conn, soccr.StateCloseWait)
+			conn = n.move(t, conn)
+			expectEOF(t, "conn", conn)
+			write(t, conn, []byte("bye"))
+			expect(t, "peer", peer, []byte("bye"))
+
+			if got := n.checkpoint(t, conn); len(got.MD5Keys) != 2 {
+				t.Errorf("saved %d keys", len(got.MD5Keys))
+			}
+		})
+	}
+}
