@@ -14,7 +14,6 @@ func BeforeVerify(f func(fd int)) (restore func()) {
 	return func() { beforeVerify = func(int) {} }
 }
 
-<<<<<<< HEAD
 // Sockets are those of a transport, a family and a state, as the table of options
 // tells them apart.
 type Sockets = sockets
@@ -66,17 +65,3 @@ func ReadSettings(fd int, on Sockets) ([]Setting, error) {
 	}
 	return readSettings(fd, flags, on)
 }
-=======
-// OptionName is the name of an option in the table, or empty.
-func OptionName(level, number int) string {
-	for _, o := range options {
-		if levels[o.level] == level && o.number == number {
-			return o.name
-		}
-	}
-	return ""
-}
-
-// Update reports whether golden files are to be written anew.
-func Update() bool { return *update }
->>>>>>> 049d2d1 (soccr: the system calls of a move are counted)
