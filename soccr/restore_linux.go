@@ -126,8 +126,8 @@ func (s *Socket) beforeBind(snap *Snapshot) error {
 
 // bind needs no SO_REUSEADDR: a paused socket may share its port with anybody.
 func (s *Socket) bind(snap *Snapshot) error {
-	if snap.Local.Port() == 0 || s.bound {
-		return nil // never bound; or here already
+	if neverBound(snap.Local) || s.bound {
+		return nil // or here already
 	}
 	sa, err := toSockaddr(s.fd, snap.Local)
 	if err != nil {

@@ -74,7 +74,7 @@ func (s *Socket) verifyAddrs(snap *Snapshot) error {
 	if err != nil {
 		return err
 	}
-	if snap.Local.Port() != 0 && local != snap.Local {
+	if !neverBound(snap.Local) && local != snap.Local {
 		return mismatch("Local", snap.Local, local)
 	}
 	if snap.State == StateSynSent {
