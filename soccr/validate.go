@@ -166,7 +166,9 @@ func validBound(end netip.AddrPort) bool {
 
 // neverBound reports whether this is no address to be bound to. One without a port
 // is: with IP_BIND_ADDRESS_NO_PORT, connect(2) chooses the port.
-func neverBound(end netip.AddrPort) bool { return end.Port() == 0 && end.Addr().Unmap().IsUnspecified() }
+func neverBound(end netip.AddrPort) bool {
+	return end.Port() == 0 && end.Addr().Unmap().IsUnspecified()
+}
 
 // family tells IPv4 (4), IPv6 (6) and IPv4-mapped addresses (46) apart.
 func family(addr netip.Addr) int {
