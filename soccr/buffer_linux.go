@@ -3,6 +3,7 @@ package soccr
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -92,4 +93,26 @@ func (s *Socket) setBuffer(b bufferKind, size int) error {
 		}
 	}
 	return s.setBufferLock(lock | b.lock)
+}
+
+// setBuffers sets both buffers of a socket that is not connected to their saved
+// sizes, and whether the kernel tunes them.
+func (s *Socket) setBuffers(o *Options) error {
+	for _, b := range [...]struct {
+		field string
+		kind  bufferKind
+		size  uint32
+	}{{"Options.RecvBuffer", recvBuffer, o.RecvBuffer}, {"Options.SendBuffer", sendBuffer, o.SendBuffer}} {
+		now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, b.kind.option)
+		if err == nil && b.size != 0 && now != int(b.size) {
+			err = s.setBuffer(b.kind, int(b.size))
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", b.field, err)
+		}
+	}
+	if err := s.setBufferLock(int(o.BufferLock)); err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // of Multipath TCP
+		return fmt.Errorf("Options.BufferLock: %w", err)
+	}
+	return nil
 }

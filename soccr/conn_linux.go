@@ -171,11 +171,12 @@ func restorePaused(snap *Snapshot, options []Option) (*restoredConn, error) {
 	if err := snap.Validate(); err != nil {
 		return nil, &OpError{Op: "restore", Local: snap.Local, Remote: snap.Remote, Err: err}
 	}
-	if snap.State == StateSynSent || !snap.Remote.IsValid() {
+	set := newSettings(options)
+	if snap.State == StateSynSent && !set.closed || !snap.Remote.IsValid() {
 		err := &FieldError{Field: "State", Got: snap.State, Err: ErrState}
 		return nil, &OpError{Op: "restore", Local: snap.Local, Remote: snap.Remote, Err: err}
 	}
-	unlock, err := newSettings(options).lockFlow(snap.Local, snap.Remote)
+	unlock, err := set.lockFlow(snap.Local, snap.Remote)
 	if err != nil {
 		return nil, err
 	}

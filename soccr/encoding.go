@@ -232,6 +232,7 @@ var fields = byTag([]codec[Snapshot]{
 	number(70, func(s *Snapshot) *uint64 { return &s.Path.PacingRate }),
 	number(71, func(s *Snapshot) *uint32 { return &s.Path.Idle }),
 	number(72, func(s *Snapshot) *int64 { return &s.Path.Saved }),
+	boolean(73, func(s *Snapshot) *bool { return &s.Reset }),
 })
 
 // optionFields are those of the Options that are a part of a T.

@@ -25,6 +25,9 @@ var closings = map[State][]closing{
 		{(*replayer).peerACK, StateClose}},
 }
 
+// resetting is the way of a connection that the peer has reset.
+var resetting = []closing{{(*replayer).peerRST, StateClose}}
+
 // A replayer brings an established socket, its queues filled, to the snapshot's
 // state. Meanwhile the peer's window is closed, so that nothing is sent that was
 // not sent before.
@@ -38,6 +41,9 @@ type replayer struct {
 // replay puts unsent bytes into the send queue and exchanges the FINs.
 func (s *Socket) replay(snap *Snapshot, plan windowPlan) (err error) {
 	steps := closings[snap.State]
+	if snap.Reset {
+		steps = resetting
+	}
 	if !snap.Remote.IsValid() || len(steps) == 0 {
 		return s.queueUnsent()
 	}
@@ -120,6 +126,12 @@ func (r *replayer) peerFIN(to State) error {
 
 // peerACK is the peer's acknowledgement of our FIN, and so of everything.
 func (r *replayer) peerACK(to State) error { return r.inject(rawfin.ACK, r.snap.SendSeq+1, to) }
+
+// peerRST leaves ECONNRESET for the program to find (tcp_reset), and the receive
+// queue as it is.
+func (r *replayer) peerRST(to State) error {
+	return r.inject(rawfin.RST|rawfin.ACK, r.snap.sndUna(), to)
+}
 
 // inject delivers a segment of the peer's. It carries a window of 0, as we have
 // just told the socket; the true one is set in the end.

@@ -169,8 +169,12 @@ func RestoreListener(l *ListenerSnapshot, options ...Option) (*Listener, error) 
 	if err != nil {
 		return nil, err
 	}
+	pending := l.Pending
+	if set.closed {
+		pending, err = nil, set.forget(l.Pending, options)
+	}
 	var restored []*restoredConn
-	for _, s := range l.Pending {
+	for _, s := range pending {
 		var r *restoredConn
 		if r, err = restorePaused(s, options); err != nil {
 			break
@@ -198,6 +202,21 @@ func RestoreListener(l *ListenerSnapshot, options ...Option) (*Listener, error) 
 		return nil, errors.Join(err, all.Close())
 	}
 	return all, nil
+}
+
+// forget gives pending connections up that nobody shall find.
+func (set settings) forget(pending []*Snapshot, options []Option) (err error) {
+	for _, s := range pending {
+		unlock, failed := set.lockFlow(s.Local, s.Remote)
+		if failed == nil {
+			failed = unlock()
+		}
+		if failed == nil && set.reset {
+			failed = ResetPeer(s, options...)
+		}
+		err = errors.Join(err, failed)
+	}
+	return err
 }
 
 // listenAgain makes a listener without its connections.

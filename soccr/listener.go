@@ -77,14 +77,9 @@ func (l *ListenerSnapshot) Validate() error {
 	return nil
 }
 
-// sockets is which options the listener can have. At an address that is not of both
-// families, it speaks with one (inet6_bind sets IPV6_V6ONLY).
+// sockets is which options the listener can have.
 func (l *ListenerSnapshot) sockets() sockets {
-	on := (&Snapshot{State: StateListen, Local: l.Local}).sockets()
-	if on.has(onDual) && !l.Local.Addr().IsUnspecified() {
-		on ^= onDual | map[int]sockets{6: onIPv6, 46: onMapped}[family(l.Local.Addr())]
-	}
-	return on
+	return (&Snapshot{State: StateListen, Local: l.Local}).sockets()
 }
 
 // v6only: it takes no IPv4 connections, though it could by its address.

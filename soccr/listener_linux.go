@@ -205,21 +205,8 @@ func (s *starter) beforeBind() error {
 		}
 	}
 	// The window scale of accepted connections comes from the buffer.
-	for _, b := range [...]struct {
-		name string
-		kind bufferKind
-		size uint32
-	}{{"Options.RecvBuffer", recvBuffer, o.RecvBuffer}, {"Options.SendBuffer", sendBuffer, o.SendBuffer}} {
-		now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, b.kind.option)
-		if err == nil && b.size != 0 && now != int(b.size) {
-			err = socket.setBuffer(b.kind, int(b.size))
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", b.name, err)
-		}
-	}
-	if err := socket.setBufferLock(int(o.BufferLock)); err != nil && !s.snap.Multipath { // which has no SO_BUF_LOCK
-		return fmt.Errorf("Options.BufferLock: %w", err)
+	if err := socket.setBuffers(o); err != nil {
+		return err
 	}
 	if err := socket.setCongestion(o.Congestion); err != nil {
 		return err

@@ -23,6 +23,8 @@ type settings struct {
 	tap     *Tap
 	packets [][]byte
 
+	closed, reset bool
+
 	inFlight InFlight
 	patience time.Duration
 }

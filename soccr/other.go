@@ -120,3 +120,6 @@ func CheckpointListener(syscall.Conn, ...Option) (*ListenerSnapshot, error) {
 func RestoreListener(*ListenerSnapshot, ...Option) (*Listener, error) {
 	return nil, unsupported("restore listener")
 }
+
+// ResetPeer needs Linux.
+func ResetPeer(*Snapshot, ...Option) error { return unsupported("reset") }

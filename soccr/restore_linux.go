@@ -42,6 +42,10 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	}
 	s.options = newSettings(options)
 	s.local, s.remote = snap.Local, snap.Remote
+	s.over = nil
+	if s.options.closes(snap) {
+		s.over, snap = snap, snap.remains()
+	}
 	s.chosen, s.losses, s.lastApplied = choose(snap.Options.Settings, snap.sockets()), nil, false
 	s.priming = s.planPriming(snap)
 	step, err := s.restore(snap)
@@ -89,6 +93,7 @@ func (s *Socket) restore(snap *Snapshot) (step string, err error) {
 		{"sign", func() error { return s.setMD5Keys(snap.MD5Keys) }},
 		{"set window", func() error { return s.restoreWindow(snap, plan) }},
 		{"set options", func() error { return s.afterConnect(snap) }},
+		{"shut down", s.shutDown},
 		{"verify", func() error { return s.verify(snap, plan) }},
 	} {
 		if err := step.do(); err != nil {
@@ -246,7 +251,7 @@ func (s *Socket) writeAll(q Queue, data []byte) (int, error) {
 // restoreWindow sets both windows and what they depend on: memory and bounds.
 func (s *Socket) restoreWindow(snap *Snapshot, plan windowPlan) error {
 	if !snap.State.row().connected {
-		return nil
+		return s.setBuffers(&snap.Options)
 	}
 	if err := s.setRepairWindow(plan.Window); err != nil {
 		return err

@@ -28,6 +28,9 @@ func (s *Socket) Resume() error {
 		}
 		return nil
 	}
+	if err := s.resetOver(); err != nil {
+		return s.fail("reset", err)
+	}
 	if err := s.start(s.restored); err != nil {
 		return s.fail("resume", errors.Join(err, s.setRepair(unix.TCP_REPAIR_ON)))
 	}

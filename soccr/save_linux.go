@@ -46,6 +46,9 @@ func (s *Socket) save() (*Snapshot, error) {
 	if snap.MD5Keys, err = s.md5Keys(snap.State); err != nil {
 		return nil, err
 	}
+	if snap.Reset, err = s.pendingError(snap); err != nil {
+		return nil, err
+	}
 	if err := s.saveQueues(snap, &before); err != nil {
 		return nil, err
 	}
@@ -147,10 +150,10 @@ func (s *Socket) saveQueues(snap *Snapshot, seen *observation) (err error) {
 	if snap.RecvSeq, snap.SendSeq, err = s.seqs(); err != nil {
 		return err
 	}
-	if row.finReceived {
+	if row.finReceived && !snap.Reset {
 		snap.RecvSeq--
 	}
-	if row.finSent {
+	if row.finSent && !snap.Reset {
 		snap.SendSeq--
 	}
 	return nil
@@ -175,11 +178,27 @@ func (s *Socket) readShutdown(state State) (bool, error) {
 	if row := state.row(); !row.connected || row.finReceived {
 		return false, nil
 	}
-	poll := [1]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLRDHUP}}
-	if _, err := unix.Poll(poll[:], 0); err != nil && !errors.Is(err, unix.EINTR) {
-		return false, err
+	events, err := s.poll(unix.POLLRDHUP)
+	return events != 0, err
+}
+
+// pendingError reports whether a connection has ended with an error that the
+// program has not got yet. To read it (SO_ERROR) would take it away.
+func (s *Socket) pendingError(snap *Snapshot) (bool, error) {
+	if snap.State != StateClose || !snap.Remote.IsValid() {
+		return false, nil
 	}
-	return poll[0].Revents&unix.POLLRDHUP != 0, nil
+	events, err := s.poll(unix.POLLERR)
+	return events != 0, err
+}
+
+// poll tells which of some events are there.
+func (s *Socket) poll(events int16) (int16, error) {
+	poll := [1]unix.PollFd{{Fd: int32(s.fd), Events: events}}
+	if _, err := unix.Poll(poll[:], 0); err != nil && !errors.Is(err, unix.EINTR) {
+		return 0, err
+	}
+	return poll[0].Revents & events, nil
 }
 
 // An observation is all that moves when a connection does: by a segment that

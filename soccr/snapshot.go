@@ -29,6 +29,10 @@ type Snapshot struct {
 	// UnsentFIN: the program has shut down writing, and the FIN waits behind the
 	// send queue without ever having been sent.
 	UnsentFIN bool
+	// Reset: the connection is closed because something went wrong, and the program
+	// has not been told yet (SO_ERROR). Nobody but the program can read what it was;
+	// a restored socket has ECONNRESET, as of a peer that has reset the connection.
+	Reset bool `json:",omitempty"`
 
 	// RecvSeq and SendSeq are the sequence numbers that follow the last byte of
 	// each queue: the kernel's rcv_nxt and write_seq, less the FIN that they
@@ -139,14 +143,14 @@ func (s *Snapshot) recvStart() uint32 { return s.RecvSeq - uint32(len(s.RecvQueu
 
 // rcvNxt and writeSeq are the kernel's numbers, with the FINs they count.
 func (s *Snapshot) rcvNxt() uint32 {
-	if s.State.row().finReceived {
+	if s.State.row().finReceived && !s.Reset {
 		return s.RecvSeq + 1
 	}
 	return s.RecvSeq
 }
 
 func (s *Snapshot) writeSeq() uint32 {
-	if s.State.row().finSent {
+	if s.State.row().finSent && !s.Reset {
 		return s.SendSeq + 1
 	}
 	return s.SendSeq

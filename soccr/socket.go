@@ -18,6 +18,8 @@ type Socket struct {
 	seenLeft   uint64
 	// restored is what Restore put into the socket, for Resume to finish.
 	restored *Snapshot
+	// over is the connection of which Restore has made a closed socket.
+	over *Snapshot
 	// bound: Disconnect has left its port to it. gated: see closeGate.
 	bound, gated bool
 	// priming is what Restore primes it for; postponed is the congestion control

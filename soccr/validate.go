@@ -82,6 +82,9 @@ var rules = []rule[Snapshot]{
 			}
 			return s.UnsentFIN || s.Unsent == 0
 		}},
+	{"Reset", "true only of a connection that is closed",
+		func(s *Snapshot) any { return s.Reset },
+		func(s *Snapshot) bool { return !s.Reset || s.State == StateClose && s.Remote.IsValid() }},
 	{"MSS", "between 1 and 65535",
 		func(s *Snapshot) any { return s.MSS },
 		connected(func(s *Snapshot) bool { return s.MSS >= 1 && s.MSS <= 65535 })},

@@ -5,7 +5,8 @@ import (
 	"net/netip"
 )
 
-// sockets is which options a snapshot's socket can have.
+// sockets is which options a snapshot's socket can have. At an address that is not
+// of both families it speaks with one (inet6_bind sets IPV6_V6ONLY).
 func (s *Snapshot) sockets() sockets {
 	set := onTCP
 	switch s.State {
@@ -19,7 +20,7 @@ func (s *Snapshot) sockets() sockets {
 	switch {
 	case s.Local.Addr().Is4():
 		set |= onIPv4
-	case !set.has(whenConnected):
+	case !set.has(whenConnected) && s.Local.Addr().IsUnspecified():
 		set |= onDual
 	case s.Mapped():
 		set |= onMapped

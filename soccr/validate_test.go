@@ -36,6 +36,9 @@ func valid() map[string]*Snapshot {
 			all[row.name+" "+family.name] = &s
 		}
 	}
+	reset := everyField()
+	reset.State, reset.Reset, reset.UnsentFIN, reset.SendQueue, reset.Unsent, reset.Options.ReadShutdown = StateClose, true, false, nil, 0, false
+	all["CLOSE reset"] = &reset
 	for _, local := range []string{"0.0.0.0:0", "[::]:0", "[::]:80", "127.0.0.1:80", "[fe80::1%eth0]:80"} {
 		all["CLOSE "+local] = &Snapshot{State: StateClose, Local: netip.MustParseAddrPort(local)}
 	}
@@ -80,6 +83,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"State", "beyond the last", func(s *Snapshot) { s.State = 12 }},
 		{"State", "255", func(s *Snapshot) { s.State = 255 }},
 
+		{"Reset", "while it goes on", func(s *Snapshot) { s.Reset = true }},
+		{"Reset", "never connected", func(s *Snapshot) { *s = Snapshot{State: StateClose, Local: addr("[::]:0"), Reset: true} }},
 		{"Local", "none", func(s *Snapshot) { s.Local = netip.AddrPort{} }},
 		{"Local", "port only", func(s *Snapshot) { s.Local = netip.AddrPortFrom(netip.Addr{}, 80) }},
 		{"Local", "no port", func(s *Snapshot) { s.Local = addr("[2001:db8::1]:0") }},

@@ -20,6 +20,13 @@ func (s *Socket) verify(snap *Snapshot, plan windowPlan) error {
 	if err := s.verifyAddrs(snap); err != nil {
 		return err
 	}
+	reset, err := s.pendingError(snap)
+	if err != nil {
+		return err
+	}
+	if reset != snap.Reset {
+		return mismatch("Reset", snap.Reset, reset)
+	}
 	rcvNxt, writeSeq, err := s.seqs()
 	if err != nil {
 		return err
