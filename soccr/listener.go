@@ -22,6 +22,9 @@ type ListenerSnapshot struct {
 	// Options are the socket options, which accepted connections inherit; among its
 	// Settings are IPV6_V6ONLY, SO_REUSEPORT, TCP_FASTOPEN and TCP_DEFER_ACCEPT.
 	Options Options
+	// MD5Keys are the keys of peers whose segments are signed (TCP-MD5); to read
+	// them takes CAP_NET_ADMIN.
+	MD5Keys []MD5Key `json:",omitempty"`
 
 	// HalfOpen is how many handshakes were under way when the listener was saved,
 	// which are not kept: clients that still wait for the first answer try again.
@@ -43,6 +46,9 @@ var listenerRules = []rule[ListenerSnapshot]{
 	{"Options.Settings", "options that are kept of listeners, by rising name, with values that they can have",
 		func(l *ListenerSnapshot) any { return wrongSetting(l.Options.Settings, l.sockets()) },
 		func(l *ListenerSnapshot) bool { return wrongSetting(l.Options.Settings, l.sockets()) == "" }},
+	{"MD5Keys", "at most 256 keys of 1 to 80 bytes, for prefixes of the socket's family or IPv4",
+		func(l *ListenerSnapshot) any { return len(l.MD5Keys) },
+		func(l *ListenerSnapshot) bool { return validMD5Keys(l.MD5Keys, l.Local.Addr()) }},
 	{"Pending", "at most MaxPending connections to the listener's port",
 		func(l *ListenerSnapshot) any { return len(l.Pending) },
 		func(l *ListenerSnapshot) bool {
@@ -101,6 +107,7 @@ var listenerForm = form[listenerRecord]{
 		number(3, func(l *listenerRecord) *uint32 { return &l.Backlog }),
 		number(4, func(l *listenerRecord) *uint32 { return &l.HalfOpen }),
 		number(5, func(l *listenerRecord) *uint32 { return &l.pending }),
+		md5KeyList(41, func(l *listenerRecord) *[]MD5Key { return &l.MD5Keys }),
 	}, optionFields(func(l *listenerRecord) *Options { return &l.Options })),
 }
 

@@ -47,6 +47,9 @@ func saveListener(fd int, inFlight InFlight) (*ListenerSnapshot, error) {
 	if l.Options, err = listenerOptions(fd, l.Local); err != nil {
 		return nil, err
 	}
+	if l.MD5Keys, err = (&Socket{fd: fd}).listenerMD5Keys(l.Local); err != nil {
+		return nil, err
+	}
 	if l.HalfOpen, err = halfOpen(fd, l); err != nil {
 		return nil, err
 	}
@@ -209,6 +212,9 @@ func (s *starter) beforeBind() error {
 		return err
 	}
 	if err := socket.setCongestion(o.Congestion); err != nil {
+		return err
+	}
+	if err := (&Socket{fd: s.fd, local: s.snap.Local}).setMD5Keys(s.snap.MD5Keys); err != nil {
 		return err
 	}
 	return apply(s.chosen, s.fd, beforeConnect, s.lose)

@@ -175,8 +175,10 @@ func TestListener(t *testing.T) {
 	for _, l := range listenings() {
 		t.Run(l.String(), func(t *testing.T) {
 			l.set = func(fd int) error {
-				if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-					return err
+				for option, value := range map[int]int{unix.TCP_NODELAY: 1, unix.TCP_FASTOPEN: 5, unix.TCP_DEFER_ACCEPT: 3} {
+					if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, option, value); err != nil {
+						return err
+					}
 				}
 				return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 50_000)
 			}
@@ -197,6 +199,11 @@ func TestListener(t *testing.T) {
 			}
 			if _, err := listener.Accept(); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("the old listener: %v", err)
+			}
+			for name, want := range map[string]int64{"TCP_NODELAY": 1, "TCP_FASTOPEN": 5, "TCP_DEFER_ACCEPT": 3} {
+				if got, _ := snap.Options.Setting(name); got.Number != want {
+					t.Errorf("saved %s %d", name, got.Number)
+				}
 			}
 			restored := n.restoreListener(t, snap)
 			if diff := diffListeners(before, saveListener(t, restored.TCPListener)); diff != "" {

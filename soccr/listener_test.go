@@ -28,6 +28,7 @@ func everyListenerField() ListenerSnapshot {
 		HalfOpen:  2,
 		Pending:   []*Snapshot{&pending, new(everyField())},
 	}
+	l.MD5Keys = everyField().MD5Keys
 	l.Options.ReadShutdown = false // a listener has none
 	l.Options.Settings = []Setting{{Name: "IPV6_V6ONLY", Number: 1}, {Name: "SO_REUSEPORT", Number: 1}}
 	return l
@@ -214,6 +215,7 @@ func TestListenerValidate(t *testing.T) {
 		{"Options.Settings", func(l *ListenerSnapshot) { l.Options.Settings[0].Name = "SO_NOSUCH" }},
 		{"Options.Settings", func(l *ListenerSnapshot) { l.Options.Settings[1].Number = 2 }},
 		{"Options.Settings", func(l *ListenerSnapshot) { l.Local = netip.MustParseAddrPort("0.0.0.0:443") }},
+		{"MD5Keys", func(l *ListenerSnapshot) { l.MD5Keys[0].Key = nil }},
 		{"Pending", func(l *ListenerSnapshot) { l.Pending = make([]*Snapshot, 1) }},
 		{"Pending", func(l *ListenerSnapshot) { l.Local = netip.MustParseAddrPort("[::]:444") }},
 		{"Pending", func(l *ListenerSnapshot) {

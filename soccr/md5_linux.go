@@ -67,20 +67,70 @@ func (s *Socket) askMD5Keys() (keys []MD5Key, err error) {
 		if err != nil {
 			return nil, err
 		}
-		for kind, value := range attributes(message[diagMessageSize:]) {
-			if kind != inetDiagMD5Sig {
-				continue
-			}
-			for ; len(value) >= diagMD5Size; value = value[diagMD5Size:] {
-				key, err := parseMD5Key(value[:diagMD5Size])
-				if err != nil {
-					return nil, err
-				}
-				keys = append(keys, key)
-			}
+		if keys, err = md5KeysIn(message); err != nil {
+			return nil, err
 		}
 	}
 	return keys, nil
+}
+
+// listenerMD5Keys reads the keys of a listening socket, which may share its address
+// with others.
+func (s *Socket) listenerMD5Keys(local netip.AddrPort) (keys []MD5Key, err error) {
+	if !hasMD5() {
+		return nil, nil
+	}
+	cookie, err := s.cookie()
+	if err != nil {
+		return nil, err
+	}
+	q := diagQuestion{
+		dump: true, family: unix.AF_INET6, extensions: inetDiagInfoBit, states: 1 << StateListen,
+		local: netip.AddrPortFrom(netip.Addr{}, local.Port()),
+	}
+	if local.Addr().Is4() {
+		q.family = unix.AF_INET
+	}
+	err = s.inNetNS(func() error {
+		for message, err := range q.ask() {
+			if err != nil {
+				return err
+			}
+			if found(message).cookie == cookie {
+				keys, err = md5KeysIn(message)
+				return err
+			}
+		}
+		return nil // not shown: Multipath TCP, which has no keys
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for TCP-MD5 keys with sock_diag: %w", err)
+	}
+	return keys, nil
+}
+
+// md5KeysIn takes the keys out of a message of sock_diag.
+func md5KeysIn(message []byte) (keys []MD5Key, err error) {
+	for kind, value := range attributes(message[diagMessageSize:]) {
+		if kind != inetDiagMD5Sig {
+			continue
+		}
+		for ; len(value) >= diagMD5Size; value = value[diagMD5Size:] {
+			key, err := parseMD5Key(value[:diagMD5Size])
+			if err != nil {
+				return nil, err
+			}
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
+}
+
+// cookie is by what sock_diag tells sockets apart.
+func (s *Socket) cookie() (uint64, error) {
+	var cookie [8]byte
+	_, err := sockopt.Get(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE, cookie[:])
+	return binary.NativeEndian.Uint64(cookie[:]), err
 }
 
 // question asks for this socket, and what its keys come with.
@@ -93,11 +143,10 @@ func (s *Socket) question() (diagQuestion, error) {
 	if q.local.Addr().Is6() {
 		q.family = unix.AF_INET6
 	}
-	var cookie [8]byte
-	if _, err := sockopt.Get(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE, cookie[:]); err != nil {
+	var err error
+	if q.cookie, err = s.cookie(); err != nil {
 		return q, err
 	}
-	q.cookie = binary.NativeEndian.Uint64(cookie[:])
 	// It is found by the device that it is bound to, if it is; a zone binds it.
 	device, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
 	if zone := s.local.Addr().Zone(); zone != "" && lacking(err) { // before Linux 5.1

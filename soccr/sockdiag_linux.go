@@ -42,6 +42,7 @@ type foundSocket struct {
 	state         State
 	local, remote netip.AddrPort
 	device        uint32 // that it is bound to, or 0
+	cookie        uint64
 	uid           uint32
 	v6only        bool
 }
@@ -147,6 +148,7 @@ func found(b []byte) foundSocket {
 		local:  end(4, 8),
 		remote: end(6, 24),
 		device: binary.NativeEndian.Uint32(m[40:]),
+		cookie: uint64(binary.NativeEndian.Uint32(m[44:])) | uint64(binary.NativeEndian.Uint32(m[48:]))<<32,
 		uid:    binary.NativeEndian.Uint32(m[64:]),
 	}
 	for kind, value := range attributes(b[diagMessageSize:]) {
