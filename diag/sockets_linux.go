@@ -20,17 +20,27 @@ import (
 // Whoever must know for sure of a connection uses [Conn.Lookup].
 func (c *Conn) Sockets(filter Filter) iter.Seq2[Socket, error] {
 	return func(yield func(Socket, error) bool) {
-		for _, part := range filter.parts() {
-			more, err := c.dump(part, yield)
-			if err != nil {
-				yield(Socket{}, &OpError{Op: "sockets", Err: because(err)})
-				return
-			}
-			if !more {
-				return
-			}
+		if err := c.list(filter, yield); err != nil {
+			yield(Socket{}, &OpError{Op: "sockets", Err: because(err)})
 		}
 	}
+}
+
+// list yields the sockets until it need not, which is no error.
+func (c *Conn) list(filter Filter, yield func(Socket, error) bool) error {
+	// One for all parts: to open one in another namespace takes a thread that is
+	// thrown away, and a third of a millisecond.
+	nl, err := c.open(batchSize)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	for _, part := range filter.parts() {
+		if more, err := c.dump(nl, part, yield); err != nil || !more {
+			return err
+		}
+	}
+	return nil
 }
 
 // parts splits a filter into those that the kernel is asked with, one listing
@@ -76,7 +86,7 @@ func (f Filter) parts() []Filter {
 const batchSize = 32 << 10
 
 // dump yields the sockets of one part. It reports false if yield did.
-func (c *Conn) dump(part Filter, yield func(Socket, error) bool) (more bool, err error) {
+func (c *Conn) dump(nl *netlink.Conn, part Filter, yield func(Socket, error) bool) (more bool, err error) {
 	ask := part.Details
 	oneByOne := ask&DetailInfo != 0 && part.States == SetOf(StateListen)
 	if oneByOne {
@@ -86,11 +96,6 @@ func (c *Conn) dump(part Filter, yield func(Socket, error) bool) (more bool, err
 	if err != nil {
 		return false, err
 	}
-	nl, err := c.open(batchSize)
-	if err != nil {
-		return false, err
-	}
-	defer nl.Close()
 	return stream(nl, request, func(s Socket) (more bool, err error) {
 		if oneByOne {
 			s, err = c.detailed(s, ask)

@@ -278,7 +278,7 @@ func TestManySockets(t *testing.T) {
 }
 
 func BenchmarkSockets(b *testing.B) {
-	for _, n := range []int{100, 1000} {
+	for _, n := range []int{100, 1000, 5000} {
 		h := hosttest.New(b)
 		d := open(b, h)
 		populate(b, h, n)
@@ -303,7 +303,7 @@ func BenchmarkSockets(b *testing.B) {
 
 // The time does not depend on how many sockets there are.
 func BenchmarkLookup(b *testing.B) {
-	for _, n := range []int{1, 1000} {
+	for _, n := range []int{1, 1000, 5000} {
 		h := hosttest.New(b)
 		d := open(b, h)
 		populate(b, h, n)
