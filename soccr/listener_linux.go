@@ -86,7 +86,7 @@ func acceptQueue(fd int) (queueLength, error) {
 func listenerOptions(fd int, local netip.AddrPort) (Options, error) {
 	snap := Snapshot{State: StateListen, Local: local}
 	o := &snap.Options
-	if err := (&Socket{fd: fd}).readOptions(&snap); err != nil {
+	if err := (&Socket{fd: fd}).readOptions(&snap, known{}); err != nil {
 		return *o, err
 	}
 	reuseAddr, err := sockopt.GetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)

@@ -107,6 +107,8 @@ type option struct {
 	// slack is by how much a value may be larger when it is read back: the kernel
 	// counts time in ticks of up to 10 ms.
 	slack int64
+	// inMemory: SO_MEMINFO tells of memory if this is set (sk_omem_alloc).
+	inMemory bool
 	// ifSet: an option has its default unless this one, read before, has not.
 	ifSet string
 	// with: setting that one changes this one, which is therefore kept even with
@@ -258,10 +260,10 @@ var options = [...]option{
 	// Headers on top of those that IP needs. Computing the size of segments takes
 	// them away (SyncMSS), so they come after it.
 	{name: "IP_OPTIONS", level: ipLevel, number: 4, kind: bytesKind, on: speaking4, phase: afterConnect, hard: true, min: 4, max: 40},
-	{name: "IPV6_HOPOPTS", level: ipv6Level, number: 54, kind: bytesKind, on: speaking6, phase: afterConnect, hard: true, min: 8, max: maxBytes},
-	{name: "IPV6_RTHDRDSTOPTS", level: ipv6Level, number: 55, kind: bytesKind, on: speaking6, phase: afterConnect, hard: true, min: 8, max: maxBytes},
-	{name: "IPV6_RTHDR", level: ipv6Level, number: 57, kind: bytesKind, on: speaking6, phase: afterConnect, hard: true, min: 8, max: maxBytes},
-	{name: "IPV6_DSTOPTS", level: ipv6Level, number: 59, kind: bytesKind, on: speaking6, phase: afterConnect, hard: true, min: 8, max: maxBytes},
+	{name: "IPV6_HOPOPTS", level: ipv6Level, number: 54, kind: bytesKind, on: speaking6, phase: afterConnect, hard: true, inMemory: true, min: 8, max: maxBytes},
+	{name: "IPV6_RTHDRDSTOPTS", level: ipv6Level, number: 55, kind: bytesKind, on: speaking6, phase: afterConnect, hard: true, inMemory: true, min: 8, max: maxBytes},
+	{name: "IPV6_RTHDR", level: ipv6Level, number: 57, kind: bytesKind, on: speaking6, phase: afterConnect, hard: true, inMemory: true, min: 8, max: maxBytes},
+	{name: "IPV6_DSTOPTS", level: ipv6Level, number: 59, kind: bytesKind, on: speaking6, phase: afterConnect, hard: true, inMemory: true, min: 8, max: maxBytes},
 
 	// What makes the kernel send, or signals arrive. Restore has used the bound of
 	// the timers for itself.
@@ -275,7 +277,7 @@ var options = [...]option{
 	// What keeps packets out; once the filter is locked, nobody can change it.
 	{name: "IP_MINTTL", level: ipLevel, number: 21, on: speaking4, phase: atLast, hard: true, max: 255},
 	{name: "IPV6_MINHOPCOUNT", level: ipv6Level, number: 73, on: speaking6, phase: atLast, hard: true, max: 255},
-	{name: "SO_ATTACH_FILTER", number: 26, kind: filterKind, on: every, phase: atLast, hard: true, min: filterSize, max: 4096 * filterSize},
+	{name: "SO_ATTACH_FILTER", number: 26, kind: filterKind, on: every, phase: atLast, hard: true, inMemory: true, min: filterSize, max: 4096 * filterSize},
 	{name: "SO_ATTACH_BPF", number: 50, kind: goneKind, on: every, phase: atLast, ifSet: "SO_ATTACH_FILTER", min: 1, max: 1},
 	{name: "SO_LOCK_FILTER", number: 44, on: every, phase: atLast, hard: true, max: 1},
 }

@@ -53,15 +53,21 @@ var levels = [...]int{
 	fileLevel:   0, // none
 }
 
-// readSettings reads which options of a socket do not have their default. The
-// flags are those of F_GETFL.
-func readSettings(fd, flags int, on sockets) ([]Setting, error) {
+// known is what is known of a socket before its options are read.
+type known struct {
+	flags    int  // F_GETFL
+	noMemory bool // SO_MEMINFO tells that no option takes any
+	unpaced  bool // TCP_INFO tells that SO_MAX_PACING_RATE has its default
+}
+
+// readSettings reads which options of a socket do not have their default.
+func readSettings(fd int, k known, on sockets) ([]Setting, error) {
 	var settings []Setting
 	var set [len(options)]bool
 	s := new(Setting) // one for all, as it escapes
 	for i := range options {
 		o := &options[i]
-		if !o.on.has(on) {
+		if !o.on.has(on) || k.noMemory && o.inMemory || k.unpaced && o.kind == longKind {
 			continue
 		}
 		if r := relations[i].ifSet; r >= 0 && !set[r] && options[r].on.has(on) {
@@ -72,7 +78,7 @@ func readSettings(fd, flags int, on sockets) ([]Setting, error) {
 			continue
 		}
 		*s = Setting{}
-		changed, err := o.read(fd, flags, s)
+		changed, err := o.read(fd, k.flags, s)
 		if err != nil {
 			if !lacking(err) {
 				return nil, fmt.Errorf("%s: %w", o.name, err)
@@ -228,7 +234,7 @@ func fileFlags(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_G
 
 // readOptions reads all but SO_REUSEADDR, which Pause has read, and the sizes of
 // the buffers, which come with their use.
-func (s *Socket) readOptions(snap *Snapshot) error {
+func (s *Socket) readOptions(snap *Snapshot, k known) error {
 	o := &snap.Options
 	offset, err := peekOffset(s.fd)
 	if err != nil {
@@ -241,11 +247,12 @@ func (s *Socket) readOptions(snap *Snapshot) error {
 	if err != nil {
 		return fmt.Errorf("Options.NonBlocking: %w", err)
 	}
+	k.flags = flags
 	o.NonBlocking = flags&unix.O_NONBLOCK != 0
 	if o.Congestion, err = congestion(s.fd); err != nil {
 		return fmt.Errorf("Options.Congestion: %w", err)
 	}
-	if o.Settings, err = readSettings(s.fd, flags, snap.sockets()); err != nil {
+	if o.Settings, err = readSettings(s.fd, k, snap.sockets()); err != nil {
 		return fmt.Errorf("Options.Settings: %w", err)
 	}
 	lock, err := s.bufferLock()

@@ -2,6 +2,7 @@ package soccr
 
 import (
 	"errors"
+	"math"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -43,17 +44,19 @@ func (s *Socket) save() (*Snapshot, error) {
 	if err := s.refuse(before.received); err != nil {
 		return nil, err
 	}
-	if snap.MD5Keys, err = s.md5Keys(snap.State); err != nil {
+	memory, err := s.memory()
+	if err != nil {
 		return nil, err
+	}
+	if memory.options > 0 {
+		if snap.MD5Keys, err = s.md5Keys(snap.State); err != nil {
+			return nil, err
+		}
 	}
 	if snap.Reset, err = s.pendingError(snap); err != nil {
 		return nil, err
 	}
 	if err := s.saveQueues(snap, &before); err != nil {
-		return nil, err
-	}
-	memory, err := s.memory()
-	if err != nil {
 		return nil, err
 	}
 	snap.Options.RecvBuffer, snap.Options.SendBuffer = memory.recvBuffer, memory.sendBuffer
@@ -68,7 +71,8 @@ func (s *Socket) save() (*Snapshot, error) {
 			return nil, err
 		}
 	}
-	if err := s.readOptions(snap); err != nil {
+	k := known{noMemory: memory.options == 0, unpaced: before.info.Max_pacing_rate == math.MaxUint64}
+	if err := s.readOptions(snap, k); err != nil {
 		return nil, err
 	}
 	snap.Options.ReuseAddr = s.reuseAddr
