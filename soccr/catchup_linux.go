@@ -4,8 +4,36 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/gosoccr/gosoccr/internal/wire"
 	"github.com/gosoccr/gosoccr/rawfin"
 )
+
+// trim leaves out of a snapshot what the peer has acknowledged since, as far as
+// the tap knows already. To have those bytes in flight again, and acknowledged the
+// moment after, would tell the kernel that the path is that short.
+func (s *Socket) trim(snap *Snapshot) *Snapshot {
+	s.trimmed = 0
+	if s.options.tap != nil {
+		caught, err := s.options.tap.Take(snap.Local, snap.Remote)
+		s.effects.Undelivered = err
+		s.options.packets = slices.Concat(s.options.packets, caught)
+	}
+	if s.options.plain || !snap.State.row().connected || snap.State.row().finAcked {
+		return snap
+	}
+	for _, packet := range s.options.packets {
+		p, ok := wire.Parse(packet, len(packet))
+		if acked := int(int32(p.Ack - snap.sndUna())); ok && snap.missing(packet) && p.Flags.Has(wire.ACK) && acked <= snap.Unacked() {
+			s.trimmed = max(s.trimmed, acked)
+		}
+	}
+	if s.trimmed == 0 {
+		return snap
+	}
+	less := *snap
+	less.SendQueue = snap.SendQueue[s.trimmed:]
+	return &less
+}
 
 // deliverCaught delivers what the peer has sent since the flow was locked. That it
 // cannot is no error: the peer sends it again when its timers say so.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -72,6 +73,7 @@ func take(fd int, set settings) (*paused, error) {
 	if err != nil {
 		return nil, &OpError{Op: "checkpoint", Err: err}
 	}
+	drain(own, set.drain)
 	unlock, err := set.lockSocket(own)
 	if err == nil {
 		var p *paused
@@ -80,6 +82,16 @@ func take(fd int, set settings) (*paused, error) {
 		}
 	}
 	return nil, errors.Join(err, unix.Close(own))
+}
+
+// drain waits until the send queue is empty, but not long.
+func drain(fd int, limit time.Duration) {
+	const often = 250 * time.Microsecond
+	for start := time.Now(); time.Since(start) < limit; time.Sleep(often) {
+		if queued, err := count(fd, unix.SIOCOUTQ); err != nil || queued == 0 {
+			return // Pause says what is wrong
+		}
+	}
 }
 
 func pauseAndSave(fd int, unlock func() error) (*paused, error) {

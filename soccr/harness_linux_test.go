@@ -47,6 +47,12 @@ func newNetwork(tb testing.TB) *network {
 	tb.Helper()
 	n := &network{}
 	n.here, n.there = hosttest.Pair(tb)
+	n.makeLock(tb)
+	return n
+}
+
+func (n *network) makeLock(tb testing.TB) {
+	tb.Helper()
 	lock, err := netlock.New(netlock.WithNetNS(n.here.FD()))
 	if err != nil {
 		tb.Fatal(err)
@@ -57,7 +63,6 @@ func newNetwork(tb testing.TB) *network {
 		}
 	})
 	n.lock = lock
-	return n
 }
 
 // A family is one of the ways in which a socket can speak IP.

@@ -20,6 +20,7 @@ type settings struct {
 
 	effects *Effects
 
+	drain   time.Duration
 	tap     *Tap
 	packets [][]byte
 
@@ -67,6 +68,11 @@ func WithPath(policy PathPolicy) Option { return func(s *settings) { s.path = po
 
 // WithEffects has RestoreConn tell how the connection went on.
 func WithEffects(effects *Effects) Option { return func(s *settings) { s.effects = effects } }
+
+// WithDrain has Checkpoint wait until the peer has acknowledged everything, before
+// it locks and pauses, but no longer than the limit. A round trip time is enough
+// if the program has stopped writing, and makes the move cheaper for both ends.
+func WithDrain(limit time.Duration) Option { return func(s *settings) { s.drain = limit } }
 
 // WithTap has Checkpoint watch the flow from before it is locked, and RestoreConn
 // and Resume deliver what the peer has sent since. RestoreConn forgets the flow

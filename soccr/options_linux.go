@@ -337,18 +337,23 @@ func (s *Socket) setCongestion(name string) error {
 // neither paces what is sent again nor forgets what it is primed for, and keeps
 // the one that is set now for later. Once BBR was in charge of a connection, the
 // kernel paces it for good (sk_pacing_status).
-func (s *Socket) postponeCongestion() error {
+func (s *Socket) postponeCongestion(snap *Snapshot) error {
 	now, err := congestion(s.fd)
-	if err != nil || now == "cubic" || now == "reno" {
+	if err != nil || now == "cubic" || now == "reno" && !s.priming.threshold {
 		return err
 	}
 	s.postponed = now
-	for _, plain := range [...]string{"cubic", "reno"} { // reno is always there
-		if err = sockopt.Set(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, []byte(plain)); err == nil {
-			break
-		}
+	err = sockopt.Set(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, []byte("cubic"))
+	if err == nil {
+		return nil
 	}
-	return err
+	// Reno is always there, but knows no HyStart.
+	if s.priming.threshold {
+		steep := *snap
+		steep.Path.Ssthresh = 0
+		s.priming = s.planPriming(&steep)
+	}
+	return sockopt.Set(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, []byte("reno"))
 }
 
 func (s *Socket) setPostponedCongestion() error {

@@ -1,6 +1,9 @@
 package soccr
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // A PathPolicy says how much of a snapshot's Path Restore carries over.
 type PathPolicy int
@@ -27,8 +30,9 @@ const (
 	maxPrimed   = 8192    // segments; a socket buffer of 10 MB
 	leastRTO    = 200_000 // TCP_RTO_MIN, microseconds
 	inUse       = 1000    // milliseconds since data were sent last
+	smallestMSS = 500     // that connect(2) leaves in repair mode, about
 	bufferPer1  = 1280    // memory of a segment of one byte, bytes
-	bbr2Startup = 289     // percent: BBR starts with this multiple of cwnd/RTT
+	bbrStartup  = 289     // percent: BBR starts with this multiple of cwnd/RTT
 )
 
 // infinite is the kernel's ssthresh of a connection that has seen no loss.
@@ -38,12 +42,16 @@ const infinite = 0x7fffffff
 // dummy bytes that are never sent, and acknowledgements of them that are forged.
 type priming struct {
 	rounds []primingRound
-	slow   bool // cwnd stays as connect(2) left it
+	cwnd   int // that the socket will have, about; 0 if that is as connect(2) leaves it
+
+	// threshold: the socket will leave slow start there. It takes CUBIC.
+	threshold bool
 }
 
-// A primingRound queues one-byte segments, and then has them acknowledged.
+// A primingRound queues dummy bytes, and then has them acknowledged.
 type primingRound struct {
-	dummies int
+	dummies int  // bytes
+	whole   bool // in one write; otherwise each is a segment of its own
 	acks    []forgedAck
 }
 
@@ -62,8 +70,21 @@ func (p *priming) bytes() (n int) {
 	return n
 }
 
-// planPriming decides what to prime for; no rounds where there is nothing.
-func planPriming(snap *Snapshot, policy PathPolicy, now time.Time) priming {
+// segments is how many segments the largest round has, and how many bytes.
+func (p *priming) largest() (segments, bytes int) {
+	for i := range p.rounds {
+		r := &p.rounds[i]
+		bytes = max(bytes, r.dummies)
+		if !r.whole {
+			segments = max(segments, r.dummies)
+		}
+	}
+	return segments, bytes
+}
+
+// planPriming decides what to prime for; no rounds where there is nothing. Segments
+// that the peer has sent may acknowledge so many bytes less than the snapshot does.
+func planPriming(snap *Snapshot, behind int, policy PathPolicy, now time.Time) priming {
 	path := &snap.Path
 	active := len(snap.SendQueue) > 0 || path.Idle < inUse
 	if policy == PathForget || policy == PathAuto && !active || path.RTT == 0 || !snap.Timestamp.Enabled ||
@@ -74,17 +95,26 @@ func planPriming(snap *Snapshot, policy PathPolicy, now time.Time) priming {
 	age := now.UnixMilli() - path.Saved
 	young := 0 <= age && age <= int64(max(path.RTO, leastRTO)/1000)
 	if policy == PathSame || policy == PathAuto && young {
-		p.rounds = append(p.rounds, primeCwnd(path, snap.targetCwnd())...)
+		if p.rounds = primeCwnd(path, snap.targetCwnd()); p.rounds != nil {
+			p.cwnd = snap.targetCwnd()
+			p.threshold = path.Ssthresh != 0 && p.cwnd > 2*firstCwnd
+		}
 	}
-	p.slow = len(p.rounds) == 0
-	if p.slow {
-		p.rounds = append(p.rounds, primingRound{1, []forgedAck{{1, path.RTT}}})
+	if p.rounds == nil {
+		p.rounds = append(p.rounds, primingRound{1, false, repeat(1, path.RTT)})
+	}
+	// A segment that acknowledges less than the last is discarded, with the data in
+	// it, unless so many bytes were acknowledged before (tcp_ack). Small parts leave
+	// the congestion window alone.
+	part := max(p.cwnd, firstCwnd) / 3 * smallestMSS
+	for ; behind > 0; behind -= part {
+		p.rounds = append(p.rounds, primingRound{min(behind, part), true, []forgedAck{{min(behind, part), path.RTT}}})
 	}
 	// The first sample sets rttvar to twice itself, and each round trip with an
 	// equal one takes a quarter off, down to TCP_RTO_MIN (tcp_rtt_estimator).
 	rto := func(v uint64) uint64 { return uint64(path.RTT) + v }
 	for v := max(2*uint64(path.RTT), leastRTO); v > leastRTO && rto(v) > uint64(path.RTO)*11/10; v -= max((v-leastRTO)/4, 1000) {
-		p.rounds = append(p.rounds, primingRound{1, []forgedAck{{1, path.RTT}}})
+		p.rounds = append(p.rounds, primingRound{1, false, repeat(1, path.RTT)})
 	}
 	return p
 }
@@ -93,18 +123,20 @@ func planPriming(snap *Snapshot, policy PathPolicy, now time.Time) priming {
 func (s *Snapshot) targetCwnd() int {
 	cwnd := uint64(min(s.Path.Cwnd, maxPrimed))
 	if s.Options.Congestion == "bbr" && s.MSS > 0 {
-		// BBR begins with pacing of its own, a multiple of what cwnd and RTT give,
-		// and its cwnd is a multiple of what is in flight.
-		cwnd = min(cwnd, s.Path.PacingRate*uint64(s.Path.RTT)/1_000_000*100/bbr2Startup/uint64(s.MSS))
+		// BBR begins by pacing with a multiple of what cwnd and RTT give, and its
+		// cwnd is a multiple of what the path holds. But what was in flight has to
+		// have room.
+		holds := s.Path.PacingRate * uint64(s.Path.RTT) / 1_000_000 * 100 / bbrStartup / uint64(s.MSS)
+		cwnd = min(cwnd, max(holds, uint64(s.Unacked())/uint64(s.MSS)+2))
 	}
 	return int(cwnd)
 }
 
 // primeCwnd plans for a congestion window in slow start, where each dummy that is
 // acknowledged adds a segment as long as the window is in use
-// (tcp_is_cwnd_limited). Where the connection had left slow start, the last but
-// few come late, so that CUBIC's HyStart takes the window for the slow start
-// threshold; and what follows brings the round trip time back.
+// (tcp_is_cwnd_limited). Where the connection had left slow start, some come late,
+// so that CUBIC's HyStart takes the window for the slow start threshold. What
+// follows brings the round trip time back.
 func primeCwnd(path *Path, cwnd int) []primingRound {
 	grow := cwnd - firstCwnd
 	switch {
@@ -113,25 +145,35 @@ func primeCwnd(path *Path, cwnd int) []primingRound {
 	case grow <= firstCwnd:
 		// In use means half of it in flight.
 		round := primingRound{dummies: (cwnd + 1) / 2}
-		for range round.dummies {
-			round.acks = append(round.acks, forgedAck{1, path.RTT})
-		}
+		round.acks = repeat(round.dummies, path.RTT)
 		return []primingRound{round}
-	case path.Ssthresh == 0:
-		return []primingRound{{grow, []forgedAck{{grow, path.RTT}}}}
+	}
+	const settle = 24
+	round := primingRound{dummies: grow}
+	// Within one round trip rttvar does not decay: a first sample that is too long
+	// makes it twice as much.
+	if v := path.variance(); v > max(2*path.RTT, leastRTO)*11/10 && grow > 2*settle {
+		round.acks = append(repeat(1, v/2), repeat(settle, path.RTT)...)
+		grow -= settle + 1
+	}
+	if path.Ssthresh == 0 {
+		round.acks = append(round.acks, forgedAck{grow, path.RTT})
+		return []primingRound{round}
 	}
 	// hystart_update: eight samples, and the delay is too large by an eighth, but
 	// by 4 to 16 ms.
-	const samples, settle = 9, 24
+	const samples = 9
 	least := max(min(path.MinRTT, path.RTT), 1000)
 	late := least + min(max(least/8, 4000), 16000) + 2000
-	round := primingRound{dummies: grow + settle}
+	round.dummies += settle
 	round.acks = append(round.acks, forgedAck{grow - samples, least})
-	for range samples {
-		round.acks = append(round.acks, forgedAck{1, late})
-	}
-	for range settle {
-		round.acks = append(round.acks, forgedAck{1, path.RTT})
-	}
+	round.acks = append(round.acks, repeat(samples, late)...)
+	round.acks = append(round.acks, repeat(settle, path.RTT)...)
 	return []primingRound{round}
 }
+
+// repeat is so many acknowledgements of one dummy each.
+func repeat(n int, rtt uint32) []forgedAck { return slices.Repeat([]forgedAck{{1, rtt}}, n) }
+
+// variance is what the timeout has on top of the round trip time, microseconds.
+func (p *Path) variance() uint32 { return max(min(p.RTO, maxRTT), p.RTT) - p.RTT }

@@ -2,6 +2,7 @@ package soccr
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,12 +64,10 @@ func (s *Socket) prime(snap *Snapshot, p *priming) error {
 }
 
 func (s *Socket) primeBy(injector *rawfin.Injector, snap *Snapshot, p *priming) error {
-	most := 0
-	for i := range p.rounds {
-		most = max(most, p.rounds[i].dummies)
-	}
-	if size, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err != nil || size < most*bufferPer1 {
-		if err := errors.Join(err, s.setBuffer(sendBuffer, most*bufferPer1)); err != nil {
+	segments, bytes := p.largest()
+	size := max(segments*bufferPer1, 2*bytes)
+	if now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err != nil || now < size {
+		if err := errors.Join(err, s.setBuffer(sendBuffer, size)); err != nil {
 			return err
 		}
 	}
@@ -80,12 +79,16 @@ func (s *Socket) primeBy(injector *rawfin.Injector, snap *Snapshot, p *priming) 
 		Src: snap.Remote, Dst: snap.Local, Seq: snap.RecvSeq - uint32(len(snap.RecvQueue)),
 		Ack: snap.sndUna() - uint32(p.bytes()), Flags: rawfin.ACK, Timestamps: true,
 	}
-	dummies := make([]byte, most)
+	dummies := make([]byte, bytes)
 	for i := range p.rounds {
 		round := &p.rounds[i]
 		err := s.inQueue(SendQueue, func() error {
-			for j := range round.dummies {
-				if n, err := s.write(dummies[j : j+1]); n != 1 {
+			each := 1
+			if round.whole {
+				each = round.dummies
+			}
+			for j := 0; j < round.dummies; j += each {
+				if _, err := s.write(dummies[j : j+each]); err != nil {
 					return err
 				}
 			}
@@ -109,7 +112,14 @@ func (s *Socket) primeBy(injector *rawfin.Injector, snap *Snapshot, p *priming) 
 			}
 		}
 	}
-	return s.awaitPrimed()
+	if err := s.awaitPrimed(); err != nil || p.cwnd == 0 {
+		return err
+	}
+	// Such as where HyStart is switched off.
+	if info, err := s.info(); err != nil || int(info.Snd_cwnd) > p.cwnd+p.cwnd/10+2 {
+		return errors.Join(err, fmt.Errorf("the congestion window has become %d segments, want %d", info.Snd_cwnd, p.cwnd))
+	}
+	return nil
 }
 
 // awaitPrimed waits until the last forged acknowledgement has arrived. As a rule

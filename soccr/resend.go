@@ -1,5 +1,7 @@
 package soccr
 
+import "time"
+
 // A sendPlan is how Restore and Resume put a send queue back.
 //
 // The plain way is the queue as it was: what was sent counts as sent. But
@@ -30,6 +32,30 @@ func planAgain(snap *Snapshot) sendPlan {
 		return sendPlan{unsent: snap.SendQueue}
 	}
 	return sendPlan{unsent: snap.sent(), held: snap.unsent(), again: true}
+}
+
+// planTail plans to send only the last segment of what was in flight again: where
+// the acknowledgements of the rest are still on their way, they tell the true round
+// trip time, which those of segments just sent would make far too short. Whatever
+// is missing is found by way of the last segment (RFC 8985).
+func planTail(snap *Snapshot) sendPlan {
+	if snap.State.finPending() {
+		if snap.UnsentFIN {
+			return planPlain(snap)
+		}
+		return sendPlan{sent: snap.SendQueue, unsentFIN: true, again: true}
+	}
+	sent := snap.sent()
+	head := max(len(sent)-int(snap.MSS), 0)
+	return sendPlan{sent: sent[:head], unsent: sent[head:], held: snap.unsent(), again: true}
+}
+
+// acksAreDue reports whether the acknowledgement of what was sent last can only
+// arrive later than now.
+func (s *Snapshot) acksAreDue(now time.Time) bool {
+	const margin = 2 // milliseconds, for what is left to do
+	age := now.UnixMilli() - s.Path.Saved
+	return age >= 0 && age+int64(s.Path.Idle)+margin < int64(s.Path.RTT/1000)
 }
 
 // planPlain plans to leave that to the kernel's timers.

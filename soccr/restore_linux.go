@@ -47,10 +47,13 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 		s.over, snap = snap, snap.remains()
 	}
 	s.chosen, s.losses, s.lastApplied = choose(snap.Options.Settings, snap.sockets()), nil, false
+	whole := snap
+	snap = s.trim(snap)
 	s.priming = s.planPriming(snap)
 	step, err := s.restore(snap)
 	if errors.Is(err, errUnprimed) && s.Disconnect() == nil {
 		s.priming, s.effects.Unprimed = priming{}, err
+		snap, s.trimmed = whole, 0
 		step, err = s.restore(snap)
 	}
 	if err != nil {
@@ -88,7 +91,7 @@ func (s *Socket) restore(snap *Snapshot) (step string, err error) {
 		{"prime", func() error { return s.prime(snap, &s.priming) }},
 		{"bound timers", func() error { return s.hasten(snap) }},
 		{"receive queue", func() error { return s.fill(RecvQueue, snap.RecvQueue) }},
-		{"send queue", func() error { return s.fill(SendQueue, s.send.sent) }},
+		{"send queue", func() error { return s.fillSent(snap) }},
 		{"half-closed state", func() error { return s.replay(snap, plan) }},
 		{"sign", func() error { return s.setMD5Keys(snap.MD5Keys) }},
 		{"set window", func() error { return s.restoreWindow(snap, plan) }},
@@ -126,7 +129,7 @@ func (s *Socket) beforeBind(snap *Snapshot) error {
 	if err := s.setCongestion(snap.Options.Congestion); err != nil || len(s.priming.rounds) == 0 && !s.send.again {
 		return err
 	}
-	return s.postponeCongestion()
+	return s.postponeCongestion(snap)
 }
 
 // bind needs no SO_REUSEADDR: a paused socket may share its port with anybody.
@@ -225,6 +228,18 @@ func (s *Socket) fill(q Queue, data []byte) error {
 		_, err := s.writeAll(q, data)
 		return err
 	})
+}
+
+// fillSent puts back what counts as sent, in segments of the right size: the
+// kernel counts how many are in flight.
+func (s *Socket) fillSent(snap *Snapshot) error {
+	if len(s.send.sent) == 0 {
+		return nil
+	}
+	if err := s.syncMSS(snap.Local.Addr()); err != nil {
+		return err
+	}
+	return s.fill(SendQueue, s.send.sent)
 }
 
 // writeAll writes to the selected queue; it enlarges the buffer if it must.

@@ -126,6 +126,9 @@ func (s *Socket) planSend(snap *Snapshot) sendPlan {
 	if !snap.State.row().connected || s.options.plain {
 		return planPlain(snap)
 	}
+	if snap.Unacked() > 0 && snap.acksAreDue(time.Now()) && s.priming.cwnd > snap.Unacked()/int(snap.MSS)+1 {
+		return planTail(snap)
+	}
 	return planAgain(snap)
 }
 
@@ -133,5 +136,5 @@ func (s *Socket) planPriming(snap *Snapshot) priming {
 	if s.options.plain || s.options.mark == 0 {
 		return priming{}
 	}
-	return planPriming(snap, s.options.path, time.Now())
+	return planPriming(snap, s.trimmed, s.options.path, time.Now())
 }

@@ -27,6 +27,8 @@ type Socket struct {
 	priming   priming
 	postponed string
 	effects   Effects
+	// trimmed is how many bytes fewer than in the snapshot are in flight.
+	trimmed int
 	// rcvWup is what we had acknowledged, at the least.
 	rcvWup uint32
 	// send is how the send queue is put back.

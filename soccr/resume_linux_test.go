@@ -1,0 +1,553 @@
+package soccr_test
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/host"
+	"github.com/gosoccr/gosoccr/internal/host/hosttest"
+	"github.com/gosoccr/gosoccr/internal/tcpinfo"
+	"github.com/gosoccr/gosoccr/internal/wire"
+	"github.com/gosoccr/gosoccr/soccr"
+	"github.com/gosoccr/gosoccr/soccr/netlock"
+)
+
+var rounds = flag.Int("rounds", 1, "how often TestGoesOnAtOnce moves a connection each way; with -v it prints the medians")
+
+// A line is a network whose hosts are a long way apart.
+type line struct {
+	*network
+	relay *host.Relay
+	rtt   time.Duration
+}
+
+func newLine(tb testing.TB, delay time.Duration) *line {
+	tb.Helper()
+	n := &network{}
+	var relay *host.Relay
+	n.here, n.there, relay = hosttest.PairWithDelay(tb, delay)
+	n.makeLock(tb)
+	return &line{n, relay, 2 * delay}
+}
+
+// tap opens a tap here.
+func (n *network) tap(tb testing.TB) (tap *soccr.Tap) {
+	tb.Helper()
+	hosttest.Do(tb, n.here, func() (err error) {
+		tap, err = soccr.OpenTap()
+		return err
+	})
+	tb.Cleanup(func() {
+		if err := tap.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return tap
+}
+
+// congestion sets the congestion control.
+func setCongestion(tb testing.TB, conn *net.TCPConn, name string) {
+	tb.Helper()
+	control(tb, conn, func(fd int) {
+		if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name); err != nil {
+			tb.Fatal(err)
+		}
+	})
+}
+
+// learn exchanges data until the connection knows its path.
+func (l *line) learn(tb testing.TB, conn, peer *net.TCPConn, size, times int) {
+	tb.Helper()
+	data := pattern(9, size)
+	for range times {
+		send(conn, data)
+		expect(tb, "peer", peer, data)
+		send(peer, data)
+		expect(tb, "conn", conn, data)
+	}
+	eventually(tb, "all is acknowledged", func() bool { return ioctl(tb, conn, unix.SIOCOUTQ) == 0 })
+}
+
+// A spy notes when a flow is unlocked.
+type spy struct {
+	*netlock.Lock
+	unlocked time.Time
+}
+
+func (s *spy) UnlockFlow(local, remote netip.AddrPort) error {
+	err := s.Lock.UnlockFlow(local, remote)
+	s.unlocked = time.Now()
+	return err
+}
+
+// An outcome is how a connection went on; times are since the flow was unlocked.
+type outcome struct {
+	conn     *net.TCPConn
+	firstOut time.Duration // until the first byte left; 0: none did
+	out, in  time.Duration // until all that was in flight was read, there and here
+	restore  time.Duration // how long RestoreConn took
+	effects  soccr.Effects
+	rtt      time.Duration // before
+	info     tcpinfo.Info  // after RestoreConn
+}
+
+// interrupted moves a connection with so many bytes in flight in both directions.
+// Those on their way to here meet the lock, and so do acknowledgements. Those on
+// their way to there get lost, or not.
+func (l *line) interrupted(tb testing.TB, conn, peer *net.TCPConn, size int, lost bool, options ...soccr.Option) (o outcome) {
+	tb.Helper()
+	out, in := pattern(1, size), pattern(2, size)
+	if lost {
+		l.relay.AtoB.Change(func(c *host.Conditions) { c.Blackhole = true })
+	}
+	write(tb, peer, in)
+	write(tb, conn, out)
+	eventually(tb, "all is sent", func() bool { return ioctl(tb, conn, unix.SIOCOUTQNSD) == 0 })
+	snap, err := soccr.Checkpoint(conn, append(options, soccr.WithLock(l.lock))...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	o.rtt = time.Duration(snap.Path.RTT) * time.Microsecond
+	time.Sleep(l.rtt + 5*time.Millisecond) // until all that was in flight has arrived somewhere
+
+	var firstOut atomic.Int64
+	l.relay.AtoB.Change(func(c *host.Conditions) {
+		c.Blackhole = false
+		c.Drop = func(packet []byte) bool {
+			if p, ok := wire.Parse(packet, len(packet)); ok && p.Len > 0 {
+				firstOut.CompareAndSwap(0, time.Now().UnixNano())
+			}
+			return false
+		}
+	})
+	lock := &spy{Lock: l.lock}
+	options = append(options, soccr.WithLock(lock), soccr.WithEffects(&o.effects))
+	hosttest.Do(tb, l.here, func() (err error) {
+		begin := time.Now()
+		o.conn, err = soccr.RestoreConn(snap, options...)
+		o.restore = time.Since(begin)
+		return err
+	})
+	tb.Cleanup(func() { o.conn.Close() })
+	o.info = info(tb, o.conn)
+
+	var wait sync.WaitGroup
+	for _, end := range []struct {
+		conn net.Conn
+		want []byte
+		took *time.Duration
+	}{{o.conn, in, &o.in}, {peer, out, &o.out}} {
+		wait.Go(func() {
+			got := make([]byte, len(end.want))
+			err := end.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+			n := 0
+			if err == nil {
+				n, err = io.ReadFull(end.conn, got)
+			}
+			*end.took = time.Since(lock.unlocked)
+			if err != nil || !bytes.Equal(got, end.want) {
+				tb.Errorf("read %d of %d bytes: %v", n, len(end.want), err)
+			}
+		})
+	}
+	wait.Wait()
+	if at := firstOut.Load(); at != 0 {
+		o.firstOut = time.Unix(0, at).Sub(lock.unlocked)
+	}
+	l.relay.AtoB.Change(func(c *host.Conditions) { c.Drop = nil })
+	return o
+}
+
+// With bytes in flight both ways, a moved connection goes on at once, and the peer
+// sees nothing but an ordinary retransmission. The plain way is measured beside it.
+func TestGoesOnAtOnce(t *testing.T) {
+	const size = 10_000
+	// Once: a part of the matrix, without the plain way.
+	delays := []time.Duration{time.Millisecond, 20 * time.Millisecond}
+	if *rounds > 1 {
+		delays = []time.Duration{100 * time.Microsecond, time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond}
+	}
+	for _, delay := range delays {
+		for i, f := range families {
+			for j, sack := range []string{"1", "0"} {
+				for k, lost := range []bool{false, true} {
+					if *rounds == 1 && (i+j+k)%2 != 0 {
+						continue
+					}
+					t.Run(fmt.Sprintf("%v/%s/sack=%s/lost=%v", delay, f.name, sack, lost), func(t *testing.T) {
+						l := newLine(t, delay)
+						for _, h := range []*host.Host{l.here, l.there} {
+							if err := h.Sysctl("net.ipv4.tcp_sack", sack); err != nil {
+								t.Fatal(err)
+							}
+						}
+						l.testGoesOn(t, f, size, lost)
+					})
+				}
+			}
+		}
+	}
+}
+
+func (l *line) testGoesOn(t *testing.T, f family, size int, lost bool) {
+	for _, way := range []struct {
+		name    string
+		options []soccr.Option
+	}{
+		{"at once", []soccr.Option{soccr.WithTap(l.tap(t))}},
+		{"plain", []soccr.Option{soccr.WithPlain()}},
+	} {
+		if *rounds == 1 && way.name == "plain" {
+			continue
+		}
+		var first, out, in, restore []time.Duration
+		for range *rounds {
+			conn, peer := l.connect(t, f)
+			setCongestion(t, conn, "cubic")
+			setCongestion(t, peer, "cubic")
+			l.learn(t, conn, peer, size, 2)
+			var seen *wire.Observer
+			hosttest.Do(t, l.there, func() (err error) {
+				seen, err = wire.Observe("net0", wire.Flow{A: addrPort(peer.RemoteAddr()), B: addrPort(peer.LocalAddr())})
+				return err
+			})
+			o := l.interrupted(t, conn, peer, size, lost, way.options...)
+			report, err := seen.Stop()
+			if err := errors.Join(err, report.Err()); err != nil {
+				t.Errorf("%s, as the peer saw it: %v", way.name, err)
+			}
+			if way.name == "at once" {
+				o.wantAtOnce(t, lost)
+			}
+			first, out, in, restore = append(first, o.firstOut), append(out, o.out), append(in, o.in), append(restore, o.restore)
+			o.conn.Close()
+			peer.Close()
+		}
+		t.Logf("%-8s medians: first byte out after %v; in flight to there read after %v, to here after %v; restored in %v",
+			way.name, median(first), median(out), median(in), median(restore))
+	}
+}
+
+// wantAtOnce checks that every way to go on at once was taken. Times are not
+// checked, save that no timer of the kernel had to expire first.
+func (o *outcome) wantAtOnce(t *testing.T, lost bool) {
+	t.Helper()
+	e := o.effects
+	if e.Unprimed != nil || e.Undelivered != nil || !e.Nudged || e.Delivered == 0 || lost && e.Resent == 0 {
+		t.Errorf("not everything took effect: %+v", e)
+	}
+	if got := time.Duration(o.info.Rtt) * time.Microsecond; got < o.rtt/2 || got > o.rtt*3/2+10*time.Millisecond {
+		t.Errorf("round trip time %v, was %v", got, o.rtt)
+	}
+	const timer = 950 * time.Millisecond
+	if o.out > timer || o.in > timer {
+		t.Errorf("in flight to there was read after %v, to here after %v", o.out, o.in)
+	}
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	ap := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// The path is carried over: round trip time, congestion window and slow start
+// threshold, and the timeout that follows from them.
+func TestPathIsCarriedOver(t *testing.T) {
+	for _, delay := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond} {
+		for _, congestion := range []string{"cubic", "reno"} {
+			for _, loss := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%v/%s/loss=%v", delay, congestion, loss), func(t *testing.T) {
+					t.Parallel()
+					l := newLine(t, delay)
+					conn, peer := l.connect(t, ip4)
+					setCongestion(t, conn, congestion)
+					l.learn(t, conn, peer, 100_000, 3)
+					if loss {
+						l.loseOne(t, conn, peer)
+					}
+					before := info(t, conn)
+					conn = l.move(t, conn)
+					after := info(t, conn)
+					t.Logf("rtt %d → %d µs, rto %d → %d µs, cwnd %d → %d, ssthresh %d → %d", before.Rtt, after.Rtt,
+						before.Rto, after.Rto, before.Snd_cwnd, after.Snd_cwnd, before.Snd_ssthresh, after.Snd_ssthresh)
+					const noLoss = 0x7fffffff
+					if loss == (before.Snd_ssthresh == noLoss) {
+						t.Fatalf("the slow start threshold is %d", before.Snd_ssthresh)
+					}
+					if d := int(after.Rtt) - int(before.Rtt); d < -1000-int(before.Rtt)/20 || d > 1500+int(before.Rtt)/20 {
+						t.Error("another round trip time")
+					}
+					if d := int(after.Rto) - int(before.Rto); d < -int(before.Rto)/5 || d > int(before.Rto)/5 {
+						t.Error("another timeout")
+					}
+					if d := int(after.Snd_cwnd) - int(before.Snd_cwnd); before.Snd_cwnd >= 10 && (d < -int(before.Snd_cwnd)/10 || d > int(before.Snd_cwnd)/10) {
+						t.Error("another congestion window")
+					}
+					if slowStart := after.Snd_ssthresh == noLoss; slowStart == loss && before.Snd_cwnd > 20 {
+						t.Errorf("in slow start: %v", slowStart)
+					}
+					write(t, conn, []byte("ping"))
+					expect(t, "peer", peer, []byte("ping"))
+				})
+			}
+		}
+	}
+}
+
+// A connection that sends at the rate of its window does so again after a move.
+func TestRateIsKept(t *testing.T) {
+	const window = 1 << 20
+	for _, congestion := range []string{"cubic", "reno", ""} {
+		t.Run("congestion="+congestion, func(t *testing.T) {
+			l := newLine(t, 20*time.Millisecond)
+			for _, way := range []struct {
+				name    string
+				options []soccr.Option
+			}{{"at once", []soccr.Option{soccr.WithTap(l.tap(t))}}, {"plain", []soccr.Option{soccr.WithPlain()}}} {
+				conn, peer := l.connect(t, ip4)
+				if congestion != "" {
+					setCongestion(t, conn, congestion)
+				}
+				if err := peer.SetReadBuffer(2 * window); err != nil {
+					t.Fatal(err)
+				}
+				var read atomic.Int64
+				go func() {
+					for buf := make([]byte, 64<<10); ; {
+						n, err := peer.Read(buf)
+						if read.Add(int64(n)); err != nil {
+							return
+						}
+					}
+				}()
+				write := func(d time.Duration) {
+					if err := conn.SetWriteDeadline(time.Now().Add(d)); err != nil {
+						t.Fatal(err)
+					}
+					for buf := make([]byte, 64<<10); ; {
+						if _, err := conn.Write(buf); err != nil {
+							break
+						}
+					}
+				}
+				write(20 * l.rtt)
+				before := read.Load()
+				write(5 * l.rtt)
+				rate := float64(read.Load()-before) / 5 // per round trip
+				conn = l.restore(t, l.checkpointWith(t, conn, way.options...), way.options...)
+				var per []float64
+				for range 8 {
+					before := read.Load()
+					write(l.rtt)
+					per = append(per, float64(read.Load()-before)/rate)
+				}
+				t.Logf("%-8s %.1f MB/s before; round trip by round trip after the move, of that: %.2f", way.name, rate/l.rtt.Seconds()/1e6, per)
+				if rest := per[3:]; way.name == "at once" && slices.Max(rest) < 0.6 {
+					t.Errorf("the rate does not come back: %.2f", per)
+				}
+				conn.Close()
+				peer.Close()
+			}
+		})
+	}
+}
+
+func (n *network) checkpointWith(tb testing.TB, conn *net.TCPConn, options ...soccr.Option) *soccr.Snapshot {
+	tb.Helper()
+	snap, err := soccr.Checkpoint(conn, append(options, soccr.WithLock(n.lock))...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return snap
+}
+
+// loseOne loses one of the segments that conn sends.
+func (l *line) loseOne(t *testing.T, conn, peer *net.TCPConn) {
+	t.Helper()
+	var count atomic.Int32
+	l.relay.AtoB.Change(func(c *host.Conditions) {
+		c.Drop = func(packet []byte) bool {
+			p, ok := wire.Parse(packet, len(packet))
+			return ok && p.Len > 0 && count.Add(1) == 3
+		}
+	})
+	data := pattern(8, 200_000)
+	send(conn, data)
+	expect(t, "peer", peer, data)
+	l.relay.AtoB.Change(func(c *host.Conditions) { c.Drop = nil })
+	eventually(t, "all is acknowledged", func() bool { return ioctl(t, conn, unix.SIOCOUTQ) == 0 })
+	time.Sleep(l.rtt)
+}
+
+// What cannot be sent again at once is swept. Else this hangs: the peer has it all,
+// and its acknowledgements would be of bytes that were never sent.
+func TestSweep(t *testing.T) {
+	l := newLine(t, 5*time.Millisecond)
+	for _, congestion := range []string{"cubic", "bbr"} {
+		conn, peer := l.connect(t, ip4)
+		if congestion == "cubic" { // bbr may not be there
+			setCongestion(t, conn, congestion)
+		}
+		l.learn(t, conn, peer, 300_000, 3)
+		out, in := pattern(1, 300_000), pattern(2, 5000)
+		send(conn, out)
+		eventually(t, "all is sent", func() bool {
+			return ioctl(t, conn, unix.SIOCOUTQ) > 0 && ioctl(t, conn, unix.SIOCOUTQNSD) == 0
+		})
+		snap := l.checkpoint(t, conn)
+		expect(t, "peer", peer, out)
+		var e soccr.Effects
+		conn = l.restore(t, snap, soccr.WithPath(soccr.PathForget), soccr.WithEffects(&e))
+		if e.Swept == 0 {
+			t.Errorf("nothing was swept: %+v", e)
+		}
+		write(t, peer, in)
+		expect(t, "conn", conn, in)
+		eventually(t, "all is acknowledged", func() bool { return ioctl(t, conn, unix.SIOCOUTQ) == 0 })
+	}
+}
+
+// Where the acknowledgements are still to come, only the last segment is sent
+// again, and the round trip time stays true.
+func TestShortFreeze(t *testing.T) {
+	l := newLine(t, 100*time.Millisecond)
+	conn, peer := l.connect(t, ip4)
+	setCongestion(t, conn, "cubic")
+	l.learn(t, conn, peer, 50_000, 3)
+	data := pattern(1, 30_000)
+	write(t, conn, data)
+	eventually(t, "all is sent", func() bool { return ioctl(t, conn, unix.SIOCOUTQNSD) == 0 })
+	var e soccr.Effects
+	snap := l.checkpoint(t, conn)
+	conn = l.restore(t, snap, soccr.WithEffects(&e))
+	if e.Resent != int(snap.MSS)-12 && e.Resent != int(snap.MSS) {
+		t.Errorf("%d bytes were sent again, want one segment: %+v", e.Resent, e)
+	}
+	expect(t, "peer", peer, data)
+	eventually(t, "all is acknowledged", func() bool { return ioctl(t, conn, unix.SIOCOUTQ) == 0 })
+	if i := info(t, conn); i.Min_rtt < 190_000 {
+		t.Errorf("the shortest round trip took %d µs", i.Min_rtt)
+	}
+}
+
+// Priming that fails leaves nothing behind, and the connection goes on plainly.
+func TestUnprimed(t *testing.T) {
+	n := newNetwork(t)
+	for _, f := range families {
+		conn, peer := n.connect(t, f)
+		data := pattern(1, 10_000)
+		deafen(t, peer)
+		write(t, conn, data)
+		snap := n.checkpoint(t, conn)
+		undeafen(t, peer)
+		for _, test := range []struct {
+			name    string
+			prepare func(*soccr.Snapshot)
+			options []soccr.Option
+			failed  bool
+		}{
+			{"no timestamps", func(s *soccr.Snapshot) { s.Timestamp = soccr.Timestamp{} }, nil, false},
+			{"no round trip time", func(s *soccr.Snapshot) { s.Path.RTT = 0 }, nil, false},
+			{"no mark", nil, []soccr.Option{soccr.WithMark(0)}, false},
+			// The lock drops the forged acknowledgements, whose mark it does not know.
+			{"another mark", nil, []soccr.Option{soccr.WithMark(0x10)}, true},
+		} {
+			other := *snap
+			other.Path.RTT = 1000
+			if test.prepare != nil {
+				test.prepare(&other)
+			}
+			fd := n.newSocket(t, &other)
+			s, err := soccr.Pause(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Restore(&other, test.options...); err != nil {
+				t.Fatalf("%s: %v", test.name, err)
+			}
+			if err := s.Effects().Unprimed; (err != nil) != test.failed {
+				t.Errorf("%s: %v", test.name, err)
+			}
+			if i := fdInfo(t, fd); i.Rtt != 0 || i.Snd_cwnd != 10 {
+				t.Errorf("%s: round trip time %d, congestion window %d", test.name, i.Rtt, i.Snd_cwnd)
+			}
+			unix.Close(fd)
+		}
+		conn = n.restore(t, snap)
+		expect(t, "peer", peer, data)
+		write(t, peer, data)
+		expect(t, "conn", conn, data)
+	}
+}
+
+// What a tap has caught can travel.
+func TestPacketsTravel(t *testing.T) {
+	n := newNetwork(t)
+	for _, f := range families {
+		conn, peer := n.connect(t, f)
+		tap := n.tap(t)
+		snap, err := soccr.Checkpoint(conn, soccr.WithLock(n.lock), soccr.WithTap(tap))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := pattern(3, 5000)
+		write(t, peer, data)
+		var packets [][]byte
+		eventually(t, "the packets are caught", func() bool {
+			more, err := tap.Take(snap.Local, snap.Remote)
+			if err != nil {
+				t.Fatal(err)
+			}
+			packets = append(packets, more...)
+			size := 0
+			for _, p := range packets {
+				segment, _ := wire.Parse(p, len(p))
+				size += segment.Len
+			}
+			return size >= len(data)
+		})
+		tap.Forget(snap.Local, snap.Remote)
+		// What is no packet of the connection is left out.
+		packets = append([][]byte{nil, {0x45}, []byte("no packet at all, but quite some bytes of it")}, packets...)
+		var e soccr.Effects
+		moved := n.restore(t, snap, soccr.WithPackets(packets), soccr.WithEffects(&e))
+		if ioctl(t, moved, unix.SIOCINQ) != len(data) {
+			t.Errorf("%d bytes are there, want %d: %+v", ioctl(t, moved, unix.SIOCINQ), len(data), e)
+		}
+		expect(t, "conn", moved, data)
+	}
+}
+
+// A drained connection has nothing in flight.
+func TestDrain(t *testing.T) {
+	l := newLine(t, 10*time.Millisecond)
+	conn, peer := l.connect(t, ip4)
+	for _, test := range []struct {
+		limit time.Duration
+		empty bool
+	}{{0, false}, {10 * time.Second, true}} {
+		data := pattern(1, 5000)
+		write(t, conn, data)
+		snap, err := soccr.Checkpoint(conn, soccr.WithLock(l.lock), soccr.WithDrain(test.limit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if empty := len(snap.SendQueue) == 0; empty != test.empty {
+			t.Errorf("drained for %v, %d bytes are in the send queue", test.limit, len(snap.SendQueue))
+		}
+		conn = l.restore(t, snap)
+		expect(t, "peer", peer, data)
+	}
+}
