@@ -1,12 +1,11 @@
-// Command migrate shows a live TCP connection moving from one host to another
-// while it works.
+// Command migrate moves live TCP connections of programs that know nothing of it.
+// Without arguments it shows one moving from one host to another while it works.
 package main
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -14,14 +13,24 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/gosoccr/gosoccr/internal/host"
 	"github.com/gosoccr/gosoccr/internal/wire"
 )
 
-const usage = `migrate moves a live TCP connection from one host to another and back while it
-works, and shows that its peer notices nothing.
+// The exit statuses, of all commands.
+const (
+	statusFailed      = 1   // it could not be done; everything is as it was
+	statusUsage       = 2   // the command line is wrong
+	statusPartly      = 3   // some of it could not be done
+	statusInterrupted = 130 // as shells report ^C
+)
 
-Usage:
+const usage = `migrate moves live TCP connections from one socket to another, in the programs
+that use them, without these programs or their peers noticing.
+
+Without a command it is a demo of the library underneath:
 
 	go run ./examples/migrate [flags]
 
@@ -44,51 +53,106 @@ is 0 only if every byte arrived once and in order, both ways, and the wire saw
 nothing that a client could notice: no RST, no announced window taken back, no
 clock or acknowledgement going back, no ICMP error.
 
-Flags:
-`
+The commands work on live programs. They need CAP_NET_ADMIN in the user namespace
+of the program's network namespace, and the right to trace the program; "migrate
+check" tells what is there.
+
+Exit status: 0 all went well; 1 it could not be done, and everything is as it was;
+2 the command line is wrong; 3 some of it could not be done; 130 interrupted.`
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == serverRole {
-		if err := serve(); err != nil {
-			fmt.Fprintln(os.Stderr, "server:", err)
-			os.Exit(1)
+	if len(os.Args) == 2 {
+		switch os.Args[1] {
+		case serverRole:
+			if err := serve(); err != nil {
+				fmt.Fprintln(os.Stderr, "server:", err)
+				os.Exit(1)
+			}
+			return
+		case idleRole:
+			idle()
+			return
 		}
-		return
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // run is the program; it returns its exit status.
 func run(args []string, stdout, stderr *os.File) int {
-	flags := flag.NewFlagSet("migrate", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), usage)
-		flags.PrintDefaults()
+	root := demoCommand(stdout, stderr)
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.AddCommand(commands(stdout, stderr)...)
+	err := root.Execute()
+	if err == nil {
+		return 0
 	}
+	failure, ok := errors.AsType[*failure](err)
+	if !ok { // cobra's own: flags, arguments
+		failure = usageError(err)
+	}
+	if failure.err != nil {
+		fmt.Fprintln(stderr, "migrate:", failure.err)
+	}
+	return failure.status
+}
+
+// A failure is an error with the exit status that it calls for. Without an error,
+// what went wrong has been said already.
+type failure struct {
+	status int
+	err    error
+}
+
+func (f *failure) Error() string { return fmt.Sprint(f.err) }
+func (f *failure) Unwrap() error { return f.err }
+
+func failed(err error) *failure     { return &failure{statusFailed, err} }
+func usageError(err error) *failure { return &failure{statusUsage, err} }
+
+// demoCommand is the program without a command.
+func demoCommand(stdout, stderr *os.File) *cobra.Command {
 	var config demoConfig
-	flags.BoolVar(&config.ipv6, "6", false, "use IPv6")
+	var megabytes int
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "migrate",
+		Short: "Move live TCP connections",
+		Long:  usage,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("unexpected argument %q; -h explains", args[0])
+			}
+			return nil
+		},
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		RunE: func(*cobra.Command, []string) error {
+			config.rate = int64(megabytes) * 1e6
+			return runDemo(config, asJSON, stdout, stderr)
+		},
+	}
+	flags := c.Flags()
+	flags.SortFlags = false
+	flags.BoolVarP(&config.ipv6, "ipv6", "6", false, "use IPv6")
 	flags.IntVar(&config.moves, "moves", 8, "how many times to move")
-	megabytes := flags.Int("rate", 100, "megabytes to send per second, each way; 0 is as fast as it goes")
+	flags.IntVar(&megabytes, "rate", 100, "megabytes to send per second, each way; 0 is as fast as it goes")
 	flags.DurationVar(&config.duration, "duration", 6*time.Second, "how long the connection works")
-	asJSON := flags.Bool("json", false, "print the result as one JSON object")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return 0
-		}
-		return 2
-	}
+	flags.BoolVar(&asJSON, "json", false, "print the result as one JSON object")
+	return c
+}
+
+func runDemo(config demoConfig, asJSON bool, stdout, stderr *os.File) error {
 	switch {
-	case flags.NArg() > 0:
-		return fail(stderr, 2, fmt.Errorf("unexpected argument %q; -h explains", flags.Arg(0)))
-	case config.moves < 0 || *megabytes < 0:
-		return fail(stderr, 2, errors.New("numbers must not be negative"))
+	case config.moves < 0 || config.rate < 0:
+		return usageError(errors.New("numbers must not be negative"))
 	case config.interval() < leastInterval:
-		return fail(stderr, 2, fmt.Errorf("%d moves need at least %v", config.moves, leastInterval*time.Duration(config.moves+1)))
+		return usageError(fmt.Errorf("%d moves need at least %v", config.moves, leastInterval*time.Duration(config.moves+1)))
 	}
-	config.rate = int64(*megabytes) * 1e6
 	if err := host.Isolate(); err != nil {
-		return fail(stderr, 1, err)
+		return failed(err)
 	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -103,27 +167,25 @@ func run(args []string, stdout, stderr *os.File) int {
 		r.Error = err.Error()
 	}
 	switch {
-	case *asJSON:
-		if err := json.NewEncoder(stdout).Encode(r); err != nil {
-			return fail(stderr, 1, err)
+	case asJSON:
+		if err := printJSON(stdout, r); err != nil {
+			return failed(err)
 		}
 	case err == nil:
 		if err := r.print(stdout); err != nil {
-			return fail(stderr, 1, err)
+			return failed(err)
 		}
 	}
 	switch {
 	case ctx.Err() != nil:
-		return fail(stderr, 130, err) // as shells report ^C
+		return &failure{statusInterrupted, err}
 	case err != nil:
-		return fail(stderr, 1, err)
+		return failed(err)
 	case r.Error != "":
-		return 1
+		return &failure{status: statusFailed}
 	}
-	return 0
+	return nil
 }
 
-func fail(stderr io.Writer, status int, err error) int {
-	fmt.Fprintln(stderr, "migrate:", err)
-	return status
-}
+// printJSON prints what --json asks for: one object on one line.
+func printJSON(w io.Writer, v any) error { return json.NewEncoder(w).Encode(v) }

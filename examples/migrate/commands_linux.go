@@ -1,0 +1,14 @@
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+// commands are those that work on live programs.
+func commands(stdout, stderr *os.File) []*cobra.Command {
+	return []*cobra.Command{
+		checkCommand(stdout),
+	}
+}
