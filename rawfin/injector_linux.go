@@ -36,12 +36,12 @@ type Injector struct {
 //
 // Without the right to do this the error is a [*PermissionError].
 func Open(opts ...Option) (*Injector, error) {
-	c := config{mark: DefaultMark}
+	c := config{mark: DefaultMark, for4: true, for6: true}
 	for _, opt := range opts {
 		opt(&c)
 	}
 	i := &Injector{mark: c.mark, rtnetlink: -1, v4: -1, v6: -1, link: -1}
-	open := i.openRaw
+	open := func() error { return i.openRaw(c.for4, c.for6) }
 	if c.link {
 		open = i.openLink
 	}
@@ -61,16 +61,20 @@ func Open(opts ...Option) (*Injector, error) {
 	return i, nil
 }
 
-func (i *Injector) openRaw() (err error) {
+func (i *Injector) openRaw(for4, for6 bool) (err error) {
 	// The protocol IPPROTO_RAW implies IP_HDRINCL (inet_create, inet6_create):
 	// whole packets are sent, and none are received.
-	if i.v4, err = openSocket(unix.AF_INET, unix.IPPROTO_RAW); err != nil {
-		return err
+	if for4 {
+		if i.v4, err = openSocket(unix.AF_INET, unix.IPPROTO_RAW); err != nil {
+			return err
+		}
 	}
-	if i.v6, err = openSocket(unix.AF_INET6, unix.IPPROTO_RAW); errors.Is(err, unix.EAFNOSUPPORT) {
-		i.noIPv6 = err
-	} else if err != nil {
-		return err
+	if for6 {
+		if i.v6, err = openSocket(unix.AF_INET6, unix.IPPROTO_RAW); errors.Is(err, unix.EAFNOSUPPORT) {
+			i.noIPv6 = err
+		} else if err != nil {
+			return err
+		}
 	}
 	return i.prepare()
 }
@@ -154,6 +158,9 @@ func (i *Injector) deliver(packet []byte, s Segment) error {
 	dst := s.Dst.Addr().Unmap()
 	if dst.Is6() && i.noIPv6 != nil {
 		return i.noIPv6
+	}
+	if i.link < 0 && (dst.Is4() && i.v4 < 0 || dst.Is6() && i.v6 < 0) {
+		return fmt.Errorf("rawfin: inject %v: %w: opened for the other family", s, errors.ErrUnsupported)
 	}
 	scope, err := i.scope(s)
 	if err != nil {

@@ -1,5 +1,7 @@
 package rawfin
 
+import "net/netip"
+
 // An Option changes what [Open] opens.
 type Option func(*config)
 
@@ -7,6 +9,15 @@ type config struct {
 	mark  uint32
 	netNS *int // nil: the caller's own
 	link  bool
+	for4  bool
+	for6  bool
+}
+
+// WithFamily opens only what segments to destinations of an address's family
+// take; an IPv4-mapped address is one of IPv4. Others cannot be injected then
+// ([errors.ErrUnsupported]).
+func WithFamily(addr netip.Addr) Option {
+	return func(c *config) { c.for4 = addr.Unmap().Is4(); c.for6 = !c.for4 }
 }
 
 // WithMark gives the segments this packet mark instead of [DefaultMark]; 0

@@ -94,6 +94,7 @@ var ways = [...]way{
 	}},
 	{"all", libraryWay()},
 	{"plain", libraryWay(soccr.WithPlain())},
+	{"primed", libraryWay(soccr.WithPath(soccr.PathSame))},
 }
 
 func libraryWay(options ...soccr.Option) func(conn *net.TCPConn) ([]func() error, error) {

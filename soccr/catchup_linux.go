@@ -47,20 +47,19 @@ func (s *Socket) deliverCaught(snap *Snapshot) error {
 		packets = slices.Concat(packets, caught)
 	}
 	if len(packets) > 0 {
-		injection := &injection{socket: s, injectors: map[door]*rawfin.Injector{}}
-		failure = errors.Join(failure, s.deliverAll(injection, snap, packets), injection.close(false))
+		failure = errors.Join(failure, s.deliverAll(snap, packets))
 	}
 	s.effects.Undelivered = errors.Join(s.effects.Undelivered, failure)
 	return nil
 }
 
 // deliverAll delivers those packets that the connection has not had yet.
-func (s *Socket) deliverAll(i *injection, snap *Snapshot, packets [][]byte) error {
+func (s *Socket) deliverAll(snap *Snapshot, packets [][]byte) error {
 	for _, packet := range packets {
 		if !snap.missing(packet) {
 			continue
 		}
-		injector, err := i.injector(door{})
+		injector, err := s.injector(door{})
 		if err != nil {
 			return err
 		}
@@ -79,14 +78,13 @@ func (s *Socket) deliverAll(i *injection, snap *Snapshot, packets [][]byte) erro
 // that is as old, which the kernel answers with a true acknowledgement
 // (tcp_send_dupack). It acknowledges nothing new.
 func (s *Socket) nudge(snap *Snapshot) error {
-	injection := &injection{socket: s, injectors: map[door]*rawfin.Injector{}}
-	injector, err := injection.injector(door{})
+	injector, err := s.injector(door{})
 	if err == nil {
 		err = injector.Inject(rawfin.Segment{
 			Src: snap.Remote, Dst: snap.Local, Flags: rawfin.ACK, Ack: snap.sndUna(), Seq: s.rcvWup - 1,
 		})
 	}
 	s.effects.Nudged = err == nil
-	s.effects.Undelivered = errors.Join(s.effects.Undelivered, err, injection.close(false))
+	s.effects.Undelivered = errors.Join(s.effects.Undelivered, err)
 	return nil
 }

@@ -8,6 +8,12 @@ import (
 	"github.com/gosoccr/gosoccr/rawfin"
 )
 
+// A door is where segments enter.
+type door struct {
+	link     bool // at the link layer of the loopback device, not through OUTPUT
+	unmarked bool
+}
+
 // An InjectionError says that a segment which stands for the peer's did not reach
 // the socket that is being restored, by any way: what was tried, and which rules
 // of the host's firewall are to blame. errors.Is finds [ErrInjection] and what the

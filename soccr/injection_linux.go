@@ -21,12 +21,6 @@ type way struct {
 	tracked bool
 }
 
-// A door is where segments enter.
-type door struct {
-	link     bool // at the link layer of the loopback device, not through OUTPUT
-	unmarked bool
-}
-
 // ways are in the order in which they are tried: first those that leave the rest
 // of the host as it is.
 var ways = [...]way{
@@ -42,10 +36,9 @@ var ways = [...]way{
 
 // An injection delivers segments of the peer's to one socket.
 type injection struct {
-	socket    *Socket
-	tracker   Tracker // the lock, or nil if it is none
-	way       int     // of ways: what came before did not work
-	injectors map[door]*rawfin.Injector
+	socket  *Socket
+	tracker Tracker // the lock, or nil if it is none
+	way     int     // of ways: what came before did not work
 	// untrack takes tracker.TrackInjected back; trackErr is why conntrack was not
 	// told of the connection.
 	untrack  func() error
@@ -57,7 +50,7 @@ type injection struct {
 // INVALID, as is the peer's. So conntrack is told of it here, even if no segment
 // has to be injected.
 func (s *Socket) newInjection(snap *Snapshot) *injection {
-	i := &injection{socket: s, injectors: map[door]*rawfin.Injector{}}
+	i := &injection{socket: s}
 	if tracker, ok := s.options.lock.(Tracker); ok {
 		i.tracker = tracker
 		i.trackErr = tracker.TrackFlow(snap.Local, snap.Remote)
@@ -68,17 +61,22 @@ func (s *Socket) newInjection(snap *Snapshot) *injection {
 	return i
 }
 
-// close gives the sockets up. When the restore has failed, conntrack overlooks
+// close ends an injection. When the restore has failed, conntrack overlooks
 // injected segments again; else the next connection will want it to see them too.
 func (i *injection) close(failed bool) error {
-	var errs []error
-	for _, injector := range i.injectors {
-		errs = append(errs, injector.Close())
-	}
 	if failed && i.untrack != nil {
-		errs = append(errs, i.untrack())
+		return i.untrack()
 	}
-	return errors.Join(errs...)
+	return nil
+}
+
+// closeInjectors gives the raw sockets up that one call of Restore or Resume has
+// used: no Socket holds descriptors of its own from one call to the next.
+func (s *Socket) closeInjectors() {
+	for _, injector := range s.injectors {
+		_ = injector.Close() // close(2) on a socket does not fail
+	}
+	s.injectors = nil
 }
 
 // deliver injects a segment on one way after the other, until the socket is in
@@ -110,7 +108,7 @@ func (i *injection) deliver(segment rawfin.Segment, want State) error {
 }
 
 func (i *injection) try(w way, segment rawfin.Segment) error {
-	injector, err := i.injector(w.door)
+	injector, err := i.socket.injector(w.door)
 	if err == nil && w.unmarked {
 		err = i.socket.openGate()
 	}
@@ -144,16 +142,17 @@ func (i *injection) track() (err error) {
 // would tell the peer so.
 var errBound = errors.New("the socket is bound to a device")
 
-func (i *injection) injector(d door) (*rawfin.Injector, error) {
-	if injector := i.injectors[d]; injector != nil {
+// injector opens, once in a call, what injecting by a door takes.
+func (s *Socket) injector(d door) (*rawfin.Injector, error) {
+	if injector := s.injectors[d]; injector != nil {
 		return injector, nil
 	}
-	options := []rawfin.Option{rawfin.WithMark(i.socket.options.mark)}
+	options := []rawfin.Option{rawfin.WithMark(s.options.mark), rawfin.WithFamily(s.local.Addr())}
 	if d.unmarked {
 		options = append(options, rawfin.WithMark(0))
 	}
 	if d.link {
-		device, err := sockopt.GetInt(i.socket.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+		device, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
 		if err != nil {
 			return nil, fmt.Errorf("SO_BINDTOIFINDEX: %w", err)
 		}
@@ -162,7 +161,7 @@ func (i *injection) injector(d door) (*rawfin.Injector, error) {
 		}
 		options = append(options, rawfin.WithLink())
 	}
-	ns, err := openNetNS(i.socket.fd)
+	ns, err := openNetNS(s.fd)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +171,10 @@ func (i *injection) injector(d door) (*rawfin.Injector, error) {
 	}
 	injector, err := rawfin.Open(options...)
 	if err == nil {
-		i.injectors[d] = injector
+		if s.injectors == nil {
+			s.injectors = make(map[door]*rawfin.Injector, 1)
+		}
+		s.injectors[d] = injector
 	}
 	return injector, err
 }

@@ -14,7 +14,9 @@ const (
 	// PathAuto carries over the round trip time of connections that are in use, and
 	// the congestion window too if the snapshot is younger than a retransmission
 	// timeout: so long a sender may keep it without word from its path (RFC 5681,
-	// section 4.1).
+	// section 4.1). In use is what has something in its send queue, or has sent
+	// within that timeout and opened its congestion window beyond the first one.
+	// For the others, priming costs more than it gains.
 	PathAuto PathPolicy = iota
 	// PathSame carries over everything, also of idle connections: the caller knows
 	// that the path is as it was.
@@ -29,7 +31,6 @@ const (
 	firstCwnd   = 10      // TCP_INIT_CWND, segments
 	maxPrimed   = 8192    // segments; a socket buffer of 10 MB
 	leastRTO    = 200_000 // TCP_RTO_MIN, microseconds
-	inUse       = 1000    // milliseconds since data were sent last
 	smallestMSS = 500     // that connect(2) leaves in repair mode, about
 	bufferPer1  = 1280    // memory of a segment of one byte, bytes
 	bbrStartup  = 289     // percent: BBR starts with this multiple of cwnd/RTT
@@ -86,14 +87,13 @@ func (p *priming) largest() (segments, bytes int) {
 // that the peer has sent may acknowledge so many bytes less than the snapshot does.
 func planPriming(snap *Snapshot, behind int, policy PathPolicy, now time.Time) priming {
 	path := &snap.Path
-	active := len(snap.SendQueue) > 0 || path.Idle < inUse
-	if policy == PathForget || policy == PathAuto && !active || path.RTT == 0 || !snap.Timestamp.Enabled ||
+	if policy == PathForget || policy == PathAuto && !snap.inUse(behind) || path.RTT == 0 || !snap.Timestamp.Enabled ||
 		!snap.State.row().connected {
 		return priming{}
 	}
 	var p priming
 	age := now.UnixMilli() - path.Saved
-	young := 0 <= age && age <= int64(max(path.RTO, leastRTO)/1000)
+	young := 0 <= age && age <= int64(path.timeout())
 	if policy == PathSame || policy == PathAuto && young {
 		if p.rounds = primeCwnd(path, snap.targetCwnd()); p.rounds != nil {
 			p.cwnd = snap.targetCwnd()
@@ -118,6 +118,15 @@ func planPriming(snap *Snapshot, behind int, policy PathPolicy, now time.Time) p
 	}
 	return p
 }
+
+// inUse reports whether PathAuto carries the path over.
+func (s *Snapshot) inUse(behind int) bool {
+	return len(s.SendQueue) > 0 || behind > 0 || s.State.finPending() ||
+		s.Path.Cwnd > firstCwnd && s.Path.Idle <= s.Path.timeout()
+}
+
+// timeout is the retransmission timeout in milliseconds.
+func (p *Path) timeout() uint32 { return max(p.RTO, leastRTO) / 1000 }
 
 // targetCwnd is the congestion window to prime for.
 func (s *Snapshot) targetCwnd() int {

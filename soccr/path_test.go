@@ -55,22 +55,32 @@ func TestPathPolicy(t *testing.T) {
 	for _, test := range []struct {
 		name            string
 		policy          PathPolicy
-		idle            uint32
+		state           State
+		queued, behind  int
+		cwnd, idle      uint32
 		age             int64
 		primed, hasCwnd bool
 	}{
-		{"in use", PathAuto, 10, 50, true, true},
-		{"in use, old", PathAuto, 10, 5000, true, false},
-		{"in use, from a clock ahead", PathAuto, 10, -50, true, false},
-		{"idle", PathAuto, 60_000, 50, false, false},
-		{"idle, same path", PathSame, 60_000, 5000, true, true},
-		{"idle, round trip time", PathRTT, 60_000, 50, true, false},
-		{"forget", PathForget, 10, 50, false, false},
+		{"in use", PathAuto, StateEstablished, 0, 0, 100, 10, 50, true, true},
+		{"in use, old", PathAuto, StateEstablished, 0, 0, 100, 10, 5000, true, false},
+		{"in use, from a clock ahead", PathAuto, StateEstablished, 0, 0, 100, 10, -50, true, false},
+		{"in use until a timeout ago", PathAuto, StateEstablished, 0, 0, 100, 244, 50, true, true},
+		{"idle for longer than a timeout", PathAuto, StateEstablished, 0, 0, 100, 245, 50, false, false},
+		{"idle with data in flight", PathAuto, StateEstablished, 1, 0, 100, 60_000, 50, true, true},
+		{"idle with a FIN in flight", PathAuto, StateFinWait1, 0, 0, 100, 60_000, 50, true, true},
+		{"idle, and the peer is behind", PathAuto, StateEstablished, 0, 1, 100, 60_000, 50, true, true},
+		{"in use, but only begun", PathAuto, StateEstablished, 0, 0, 10, 10, 50, false, false},
+		{"begun, with data in flight", PathAuto, StateEstablished, 1, 0, 10, 10, 50, true, false},
+		{"idle", PathAuto, StateEstablished, 0, 0, 100, 60_000, 50, false, false},
+		{"idle, same path", PathSame, StateEstablished, 0, 0, 100, 60_000, 5000, true, true},
+		{"idle, round trip time", PathRTT, StateEstablished, 0, 0, 100, 60_000, 50, true, false},
+		{"forget", PathForget, StateEstablished, 1, 0, 100, 10, 50, false, false},
 	} {
-		snap := Snapshot{State: StateEstablished, MSS: 1460, Timestamp: Timestamp{Enabled: true}, Path: Path{
-			RTT: 40_000, RTO: 244_000, Cwnd: 100, Idle: test.idle, Saved: now.UnixMilli() - test.age,
+		snap := Snapshot{State: test.state, MSS: 1460, Timestamp: Timestamp{Enabled: true}, Path: Path{
+			RTT: 40_000, RTO: 244_000, Cwnd: test.cwnd, Idle: test.idle, Saved: now.UnixMilli() - test.age,
 		}}
-		p := planPriming(&snap, 0, test.policy, now)
+		snap.SendQueue = make([]byte, test.queued)
+		p := planPriming(&snap, test.behind, test.policy, now)
 		if (p.rounds != nil) != test.primed || (p.cwnd != 0) != test.hasCwnd {
 			t.Errorf("%s: %d rounds, congestion window %d", test.name, len(p.rounds), p.cwnd)
 		}

@@ -52,12 +52,11 @@ func (s *Socket) prime(snap *Snapshot, p *priming) error {
 	if err := s.closeGate(); err != nil {
 		return errors.Join(errUnprimed, err)
 	}
-	injection := &injection{socket: s, injectors: map[door]*rawfin.Injector{}}
-	injector, err := injection.injector(door{})
+	injector, err := s.injector(door{})
 	if err == nil {
 		err = s.primeBy(injector, snap, p)
 	}
-	if err := errors.Join(err, injection.close(false)); err != nil {
+	if err != nil {
 		return errors.Join(errUnprimed, err)
 	}
 	return nil

@@ -50,6 +50,7 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	whole := snap
 	snap = s.trim(snap)
 	s.priming = s.planPriming(snap)
+	defer s.closeInjectors()
 	step, err := s.restore(snap)
 	if errors.Is(err, errUnprimed) && s.Disconnect() == nil {
 		s.priming, s.effects.Unprimed = priming{}, err

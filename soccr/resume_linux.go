@@ -31,6 +31,7 @@ func (s *Socket) Resume() error {
 	if err := s.resetOver(); err != nil {
 		return s.fail("reset", err)
 	}
+	defer s.closeInjectors()
 	if err := s.start(s.restored); err != nil {
 		return s.fail("resume", errors.Join(err, s.setRepair(unix.TCP_REPAIR_ON)))
 	}

@@ -1,6 +1,10 @@
 package soccr
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/gosoccr/gosoccr/rawfin"
+)
 
 // A Socket is a TCP socket in repair mode: paused. Its methods must not be
 // called concurrently.
@@ -37,6 +41,8 @@ type Socket struct {
 	rtoMax int
 	// options are those of Restore.
 	options settings
+	// injectors are open while one call injects, see closeInjectors.
+	injectors map[door]*rawfin.Injector
 	// chosen are the socket options that Restore sets, losses those that it could not.
 	chosen []chosen
 	losses []Loss
