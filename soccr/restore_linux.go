@@ -135,14 +135,19 @@ func (s *Socket) beforeBind(snap *Snapshot) error {
 
 // bind needs no SO_REUSEADDR: a paused socket may share its port with anybody.
 func (s *Socket) bind(snap *Snapshot) error {
-	if neverBound(snap.Local) || s.bound {
-		return nil // or here already
+	if neverBound(snap.Local) {
+		return nil
 	}
 	sa, err := toSockaddr(s.fd, snap.Local)
 	if err != nil {
 		return because(ErrAddrNotAvailable, err)
 	}
 	err = unix.Bind(s.fd, sa)
+	// Disconnect leaves their port only to sockets that were bound by bind(2), and
+	// shows it on the others too (__inet_put_port does not clear inet_sport).
+	if s.bound && errors.Is(err, unix.EINVAL) {
+		return nil
+	}
 	return because(reasons{
 		unix.EADDRNOTAVAIL: ErrAddrNotAvailable,
 		unix.ENODEV:        ErrAddrNotAvailable,

@@ -24,7 +24,7 @@ type Socket struct {
 	restored *Snapshot
 	// over is the connection of which Restore has made a closed socket.
 	over *Snapshot
-	// bound: Disconnect has left its port to it. gated: see closeGate.
+	// bound: Disconnect may have left its port to it. gated: see closeGate.
 	bound, gated bool
 	// priming is what Restore primes it for; postponed is the congestion control
 	// that takes over then.

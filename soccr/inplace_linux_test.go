@@ -1,0 +1,108 @@
+package soccr_test
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/host/hosttest"
+	"github.com/gosoccr/gosoccr/soccr"
+)
+
+// A connection can be taken out of its socket and put back into the same one,
+// again and again, whether the socket was accepted, or connected with or without
+// bind(2): the kernel leaves some of them their port, and others not.
+func TestInPlace(t *testing.T) {
+	for _, f := range families {
+		for _, test := range []struct {
+			name string
+			make func(*testing.T, *network) (conn, peer *net.TCPConn)
+		}{
+			{"accepted", func(t *testing.T, n *network) (conn, peer *net.TCPConn) { return n.connect(t, f) }},
+			{"connected", func(t *testing.T, n *network) (conn, peer *net.TCPConn) { return n.dialOut(t, f, nil) }},
+			{"bound and connected", func(t *testing.T, n *network) (conn, peer *net.TCPConn) {
+				return n.dialOut(t, f, &net.TCPAddr{IP: f.here.AsSlice(), Port: 7777})
+			}},
+		} {
+			t.Run(f.name+"/"+test.name, func(t *testing.T) {
+				t.Parallel()
+				n := newNetwork(t)
+				conn, peer := test.make(t, n)
+				local := conn.LocalAddr().String()
+				for range 3 {
+					control(t, conn, func(fd int) { n.swap(t, fd) })
+					write(t, conn, []byte("ping"))
+					expect(t, "peer", peer, []byte("ping"))
+					write(t, peer, []byte("pong"))
+					expect(t, "conn", conn, []byte("pong"))
+				}
+				if err := peer.CloseWrite(); err != nil {
+					t.Fatal(err)
+				}
+				inState(t, conn, soccr.StateCloseWait)
+				control(t, conn, func(fd int) { n.swap(t, fd) })
+				expectEOF(t, "conn", conn)
+				write(t, conn, []byte("last"))
+				expect(t, "peer", peer, []byte("last"))
+				control(t, conn, func(fd int) {
+					var now net.TCPAddr
+					switch a, _ := unix.Getsockname(fd); a := a.(type) {
+					case *unix.SockaddrInet4:
+						now = net.TCPAddr{IP: a.Addr[:], Port: a.Port}
+					case *unix.SockaddrInet6:
+						now = net.TCPAddr{IP: a.Addr[:], Port: a.Port}
+					}
+					if now.String() != local {
+						t.Errorf("%s is %v now", local, &now)
+					}
+				})
+			})
+		}
+	}
+}
+
+// dialOut makes a connection from here to a peer that accepts it there.
+func (n *network) dialOut(tb testing.TB, f family, local *net.TCPAddr) (conn, peer *net.TCPConn) {
+	tb.Helper()
+	listener := listen(tb, n.there, "tcp", netip.AddrPortFrom(f.there, 0).String())
+	hosttest.Do(tb, n.here, func() (err error) {
+		conn, err = net.DialTCP("tcp", local, listener.Addr().(*net.TCPAddr))
+		return err
+	})
+	peer, err := listener.AcceptTCP()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { conn.Close(); peer.Close() })
+	return conn, peer
+}
+
+// swap takes a connection out of its socket and puts it back.
+func (n *network) swap(tb testing.TB, fd int) {
+	tb.Helper()
+	s, err := soccr.Pause(fd)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	snap, err := s.Save()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := n.lock.LockFlow(snap.Local, snap.Remote); err != nil {
+		tb.Fatal(err)
+	}
+	if err := s.Disconnect(); err != nil {
+		tb.Fatal(err)
+	}
+	if err := s.Restore(snap, soccr.WithLock(n.lock)); err != nil {
+		tb.Fatal(err)
+	}
+	if err := n.lock.UnlockFlow(snap.Local, snap.Remote); err != nil {
+		tb.Fatal(err)
+	}
+	if err := s.Resume(); err != nil {
+		tb.Fatal(err)
+	}
+}
