@@ -29,10 +29,17 @@ var (
 	ErrNotPaused = errors.New("socket is not paused")
 	// ErrInvalidSnapshot: the snapshot cannot be that of a TCP socket.
 	ErrInvalidSnapshot = errors.New("invalid snapshot")
+	// ErrInvalidMapping: the rules of a mapping contradict themselves.
+	ErrInvalidMapping = errors.New("invalid mapping")
 	// ErrAddrInUse: another socket of this host has the same flow, or the port.
 	ErrAddrInUse = errors.New("another socket uses these addresses and ports")
 	// ErrAddrNotAvailable: the local address is not on this host.
 	ErrAddrNotAvailable = errors.New("local address is not on this host")
+	// ErrNoDevice: this host has no device of that name.
+	ErrNoDevice = errors.New("no such device")
+	// ErrNoCongestion: this host does not have the congestion control, or not for this
+	// caller.
+	ErrNoCongestion = errors.New("congestion control is not available")
 	// ErrNoRoute: this host has no route to the peer.
 	ErrNoRoute = errors.New("no route to the peer")
 	// ErrNoPermission: a capability is missing, CAP_NET_ADMIN or CAP_NET_RAW.
@@ -59,6 +66,8 @@ var hints = [...]struct {
 	{ErrInFlight, "let the program accept them, or say with WithInFlight what shall become of them"},
 	{ErrAddrInUse, "close or move the socket that has it; ss -tan shows it"},
 	{ErrAddrNotAvailable, "add the address to a device of this host first (ip address add)"},
+	{ErrNoDevice, "map the device's name with a Mapping"},
+	{ErrNoCongestion, "load its module (modprobe tcp_NAME), or clear Options.Congestion"},
 	{ErrNoRoute, "add the route first (ip route add)"},
 	{ErrNoPermission, "CAP_NET_ADMIN (half-closed states: CAP_NET_RAW too) is needed in the user namespace that owns the socket's network namespace"},
 	{ErrChanged, "stop its program and lock the flow before the pause"},

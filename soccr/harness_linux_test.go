@@ -51,6 +51,14 @@ func newNetwork(tb testing.TB) *network {
 	return n
 }
 
+// reversed is the network as the peers see it.
+func (n *network) reversed(tb testing.TB) *network {
+	tb.Helper()
+	r := &network{here: n.there, there: n.here}
+	r.makeLock(tb)
+	return r
+}
+
 func (n *network) makeLock(tb testing.TB) {
 	tb.Helper()
 	lock, err := netlock.New(netlock.WithNetNS(n.here.FD()))

@@ -240,7 +240,7 @@ func (s *starter) afterListen() error {
 func (s *starter) listen() error {
 	err := s.bindAndListen()
 	if !errors.Is(err, unix.EADDRINUSE) {
-		return listenError(err)
+		return because(bindReasons.of(err), err)
 	}
 	if taken, found := s.portTaken(); found != nil || taken {
 		return errors.Join(because(ErrAddrInUse, err), found)
@@ -250,7 +250,7 @@ func (s *starter) listen() error {
 		return errors.Join(because(ErrAddrInUse, err), refused)
 	}
 	err = s.bindAndListen()
-	return errors.Join(listenError(err), closePort())
+	return errors.Join(because(bindReasons.of(err), err), closePort())
 }
 
 func (s *starter) bindAndListen() error {
@@ -272,17 +272,6 @@ func bindTo(fd int, addr netip.AddrPort) error {
 		return because(ErrAddrNotAvailable, err)
 	}
 	return unix.Bind(fd, sa)
-}
-
-func listenError(err error) error {
-	return because(reasons{
-		unix.EADDRNOTAVAIL: ErrAddrNotAvailable,
-		unix.ENODEV:        ErrAddrNotAvailable,
-		unix.EADDRINUSE:    ErrAddrInUse,
-		unix.EINVAL:        ErrState, // bound elsewhere, connected, or of the other family
-		unix.EAFNOSUPPORT:  ErrState,
-		unix.EACCES:        ErrNoPermission,
-	}.of(err), err)
 }
 
 // portTaken reports whether another socket listens where this one shall, or is

@@ -158,12 +158,17 @@ func apply(all []chosen, fd int, p phase, lose func(Loss)) error {
 			continue
 		}
 		if c.row.hard {
-			return fmt.Errorf("Options.Settings: %s: %w", c.setting.Name, err)
+			return fmt.Errorf("Options.Settings: %s: %w", c.setting.Name, because(optionReasons.of(err), err))
 		}
 		c.lost = true
 		lose(Loss{Setting: c.setting, Err: err})
 	}
 	return nil
+}
+
+var optionReasons = reasons{
+	unix.ENODEV: ErrNoDevice,
+	unix.EPERM:  ErrNoPermission,
 }
 
 // verifyChosen reads back what has been set from one phase to another.
@@ -327,10 +332,10 @@ func (s *Socket) setCongestion(name string) error {
 		return err
 	}
 	err := sockopt.Set(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, []byte(name))
-	if errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("congestion control %q is not available (modprobe tcp_%s, or clear Options.Congestion): %w", name, name, err)
+	if err != nil {
+		return fmt.Errorf("%w: %q: %w", ErrNoCongestion, name, err)
 	}
-	return err
+	return nil
 }
 
 // postponeCongestion has the connection begin with a congestion control that

@@ -123,3 +123,6 @@ func RestoreListener(*ListenerSnapshot, ...Option) (*Listener, error) {
 
 // ResetPeer needs Linux.
 func ResetPeer(*Snapshot, ...Option) error { return unsupported("reset") }
+
+// Preflight needs Linux.
+func Preflight([]*Snapshot, []*ListenerSnapshot, ...Option) error { return unsupported("preflight") }

@@ -148,14 +148,16 @@ func (s *Socket) bind(snap *Snapshot) error {
 	if s.bound && errors.Is(err, unix.EINVAL) {
 		return nil
 	}
-	return because(reasons{
-		unix.EADDRNOTAVAIL: ErrAddrNotAvailable,
-		unix.ENODEV:        ErrAddrNotAvailable,
-		unix.EADDRINUSE:    ErrAddrInUse,
-		unix.EINVAL:        ErrState, // bound already, or of the other family
-		unix.EAFNOSUPPORT:  ErrState,
-		unix.EACCES:        ErrNoPermission,
-	}.of(err), err)
+	return because(bindReasons.of(err), err)
+}
+
+var bindReasons = reasons{
+	unix.EADDRNOTAVAIL: ErrAddrNotAvailable,
+	unix.ENODEV:        ErrAddrNotAvailable,
+	unix.EADDRINUSE:    ErrAddrInUse,
+	unix.EINVAL:        ErrState, // bound already, or of the other family
+	unix.EAFNOSUPPORT:  ErrState,
+	unix.EACCES:        ErrNoPermission,
 }
 
 // setSeqs sets each queue's first sequence number: those of its first byte.
@@ -184,15 +186,17 @@ func (s *Socket) connect(snap *Snapshot) error {
 		return because(ErrNoRoute, err)
 	}
 	err = unix.Connect(s.fd, sa)
-	return because(reasons{
-		unix.EADDRNOTAVAIL: ErrAddrInUse, // __inet_check_established
-		unix.ENETUNREACH:   ErrNoRoute,
-		unix.EHOSTUNREACH:  ErrNoRoute,
-		unix.EINVAL:        ErrNoRoute, // a local address that cannot reach the peer
-		unix.EISCONN:       ErrState,
-		unix.EPERM:         ErrNoPermission, // a cgroup's or LSM's veto
-		unix.EACCES:        ErrNoPermission,
-	}.of(err), err)
+	return because(connectReasons.of(err), err)
+}
+
+var connectReasons = reasons{
+	unix.EADDRNOTAVAIL: ErrAddrInUse, // __inet_check_established
+	unix.ENETUNREACH:   ErrNoRoute,
+	unix.EHOSTUNREACH:  ErrNoRoute,
+	unix.EINVAL:        ErrNoRoute, // a local address that cannot reach the peer
+	unix.EISCONN:       ErrState,
+	unix.EPERM:         ErrNoPermission, // a cgroup's or LSM's veto
+	unix.EACCES:        ErrNoPermission,
 }
 
 // reasons tells what an errno means to one system call.
