@@ -502,3 +502,46 @@ func kernelSettings(snap *soccr.Snapshot) []soccr.Setting {
 	}
 	return some
 }
+
+// A dumped listener listens again, and after a detour too.
+func TestRestoreListener(t *testing.T) {
+	n := newNetwork(t)
+	sockets := read(t, criuImages(t)).Sockets
+	want, _, err := sockets[len(sockets)-1].Listener()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		var l *soccr.Listener
+		hosttest.Do(t, n.here, func() (err error) {
+			l, err = soccr.RestoreListener(want)
+			return err
+		})
+		hosttest.Do(t, n.there, func() error {
+			c, err := net.Dial("tcp", netip.AddrPortFrom(hosttest.A4, want.Local.Port()).String())
+			if err == nil {
+				defer c.Close()
+			}
+			return err
+		})
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		saved, err := soccr.CheckpointListener(l.TCPListener)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if saved.Local != want.Local || saved.Backlog != 37 || saved.Multipath || len(saved.Options.Settings) > 0 {
+			t.Errorf("saved again: %+v", saved)
+		}
+		s, _, err := criuimg.NewListener(1, 2, saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want, _, err = s.Listener(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
