@@ -23,7 +23,7 @@ func (s *Socket) trim(snap *Snapshot) *Snapshot {
 	}
 	for _, packet := range s.options.packets {
 		p, ok := wire.Parse(packet, len(packet))
-		if acked := int(int32(p.Ack - snap.sndUna())); ok && snap.missing(packet) && p.Flags.Has(wire.ACK) && acked <= snap.Unacked() {
+		if acked := int(int32(p.Ack - snap.sndUna())); ok && snap.missing(packet, 0) && p.Flags.Has(wire.ACK) && acked <= snap.Unacked() {
 			s.trimmed = max(s.trimmed, acked)
 		}
 	}
@@ -35,15 +35,17 @@ func (s *Socket) trim(snap *Snapshot) *Snapshot {
 	return &less
 }
 
-// deliverCaught delivers what the peer has sent since the flow was locked. That it
-// cannot is no error: the peer sends it again when its timers say so.
+// deliverCaught delivers what the peer has sent while the flow was locked. That it
+// cannot is no error: the peer sends it again when its timers say so. What comes
+// now may overtake it: segments out of order wait in the socket, and do not make
+// older timestamps look wrong (tcp_replace_ts_recent).
 func (s *Socket) deliverCaught(snap *Snapshot) error {
 	packets := s.options.packets
 	s.options.packets = nil
 	var failure error
 	if s.options.tap != nil {
 		var caught [][]byte
-		caught, failure = s.options.tap.Take(snap.Local, snap.Remote)
+		caught, failure = s.options.tap.stop(snap.Local, snap.Remote)
 		packets = slices.Concat(packets, caught)
 	}
 	if len(packets) > 0 {
@@ -55,16 +57,22 @@ func (s *Socket) deliverCaught(snap *Snapshot) error {
 
 // deliverAll delivers those packets that the connection has not had yet.
 func (s *Socket) deliverAll(snap *Snapshot, packets [][]byte) error {
+	info, err := s.info()
+	if err != nil {
+		return err
+	}
 	for _, packet := range packets {
-		if !snap.missing(packet) {
+		if !snap.missing(packet, info.Bytes_received-s.receivedBefore) {
 			continue
 		}
 		injector, err := s.injector(door{})
 		if err != nil {
 			return err
 		}
-		if err := injector.Deliver(packet, snap.Local); err != nil {
-			return err
+		for _, part := range split(packet) {
+			if err := injector.Deliver(part, snap.Local); err != nil {
+				return err
+			}
 		}
 		s.effects.Delivered++
 	}

@@ -74,9 +74,9 @@ func WithEffects(effects *Effects) Option { return func(s *settings) { s.effects
 // if the program has stopped writing, and makes the move cheaper for both ends.
 func WithDrain(limit time.Duration) Option { return func(s *settings) { s.drain = limit } }
 
-// WithTap has Checkpoint watch the flow from before it is locked, and RestoreConn
-// and Resume deliver what the peer has sent since. RestoreConn forgets the flow
-// then; who calls Restore and Resume does so himself.
+// WithTap has Checkpoint watch the flow from before it is locked, and Resume, by
+// itself or for RestoreConn, deliver what the peer has sent since, and forget the
+// flow.
 func WithTap(tap *Tap) Option { return func(s *settings) { s.tap = tap } }
 
 // WithPackets has Resume deliver packets that the peer had sent and that were

@@ -31,6 +31,7 @@ const (
 	firstCwnd   = 10      // TCP_INIT_CWND, segments
 	maxPrimed   = 8192    // segments; a socket buffer of 10 MB
 	leastRTO    = 200_000 // TCP_RTO_MIN, microseconds
+	shortRTT    = 1000    // microseconds
 	smallestMSS = 500     // that connect(2) leaves in repair mode, about
 	bufferPer1  = 1280    // memory of a segment of one byte, bytes
 	bbrStartup  = 289     // percent: BBR starts with this multiple of cwnd/RTT
@@ -136,10 +137,16 @@ func (s *Snapshot) targetCwnd() int {
 		// cwnd is a multiple of what the path holds. But what was in flight has to
 		// have room.
 		holds := s.Path.PacingRate * uint64(s.Path.RTT) / 1_000_000 * 100 / bbrStartup / uint64(s.MSS)
-		cwnd = min(cwnd, max(holds, uint64(s.Unacked())/uint64(s.MSS)+2))
+		cwnd = min(cwnd, max(holds, s.inFlight()))
+	}
+	if s.Path.RTT < shortRTT {
+		cwnd = min(cwnd, s.inFlight()) // slow start takes less time than priming
 	}
 	return int(cwnd)
 }
+
+// inFlight is about how many segments are.
+func (s *Snapshot) inFlight() uint64 { return uint64(s.Unacked())/uint64(max(s.MSS, 1)) + 2 }
 
 // primeCwnd plans for a congestion window in slow start, where each dummy that is
 // acknowledged adds a segment as long as the window is in use

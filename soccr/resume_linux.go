@@ -39,19 +39,17 @@ func (s *Socket) Resume() error {
 	return nil
 }
 
-// start lets a restored connection go. With a tap, the gate keeps out what arrives
-// until what was caught is delivered, in order. Without, what arrives before our
-// own segments are sent again is lost either way, but not the answers to them.
+// start lets a restored connection go. What arrives between the gate's opening and
+// the sweep may be discarded, for it may acknowledge what counts as never sent; a
+// tap still catches it.
 func (s *Socket) start(snap *Snapshot) error {
 	connected := snap.State.row().connected
-	tapped := s.options.tap != nil && connected
 	for _, step := range [...]struct {
 		needed bool
 		do     func(*Snapshot) error
 	}{
 		{true, s.leaveRepair},
-		{tapped, func(*Snapshot) error { return s.closeGate() }},
-		{!tapped, func(*Snapshot) error { return s.leaveGate() }},
+		{true, func(*Snapshot) error { return s.openGate() }},
 		{s.send.again, s.resend},
 		{s.postponed != "", func(*Snapshot) error { return s.setPostponedCongestion() }},
 		{snap.State == StateSynSent, s.connectAgain},
@@ -61,8 +59,6 @@ func (s *Socket) start(snap *Snapshot) error {
 		{true, func(*Snapshot) error { return s.setReuseAddr() }},
 		{true, func(*Snapshot) error { return s.unhasten() }},
 		{true, func(*Snapshot) error { return s.apply(afterResume) }},
-		{tapped, func(*Snapshot) error { return s.leaveGate() }},
-		{tapped, s.deliverCaught}, // what came between the last look and the gate's opening
 		{len(s.priming.rounds) > 0 || s.effects.Delivered > 0, s.nudge},
 		{true, func(*Snapshot) error { return s.setBlocking(snap.Options.NonBlocking) }},
 	} {

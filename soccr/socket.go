@@ -33,6 +33,8 @@ type Socket struct {
 	effects   Effects
 	// trimmed is how many bytes fewer than in the snapshot are in flight.
 	trimmed int
+	// receivedBefore is the kernel's count of received bytes after Restore.
+	receivedBefore uint64
 	// rcvWup is what we had acknowledged, at the least.
 	rcvWup uint32
 	// send is how the send queue is put back.

@@ -30,6 +30,7 @@ type tapSocket struct {
 	fd       int
 	protocol uint16
 	ports    []uint16
+	bound    bool
 }
 
 // A flow is a connection's two ends as packets have them: without zones, and IPv4
@@ -48,10 +49,10 @@ type catch struct {
 	seen    map[wire.Segment]bool // a bridge or a bond shows each packet twice
 }
 
-// missing reports whether a packet has something to say to a restored connection,
-// as far as the snapshot tells: most of what a tap has caught before the lock
-// closed was received after all. Delivered again, it would be answered.
-func (s *Snapshot) missing(packet []byte) bool {
+// missing reports whether a packet has something to say to a restored connection
+// that has received so many bytes since: most of what a tap has caught before the
+// lock closed was received after all. Delivered again, it would be answered.
+func (s *Snapshot) missing(packet []byte, received uint64) bool {
 	p, ok := wire.Parse(packet, len(packet))
 	if !ok || p.ICMP || p.Flags.Has(wire.SYN) || flowOf(s.Local, s.Remote) != (flow{p.Dst, p.Src}) {
 		return false
@@ -61,7 +62,7 @@ func (s *Snapshot) missing(packet []byte) bool {
 		end++
 	}
 	if end != p.Seq {
-		return int32(end-s.rcvNxt()) > 0
+		return int32(end-s.rcvNxt()-uint32(received)) > 0
 	}
 	return p.Flags.Has(wire.RST) || int32(p.Ack-s.sndUna()) >= 0
 }

@@ -86,10 +86,16 @@ func (t *Tap) Watch(local, remote netip.AddrPort) error {
 	if t.caught[key] != nil {
 		return nil
 	}
-	if err := t.socket(key).watch(key.local.Port()); err != nil {
+	err := t.drain(t.socket(key)) // what came before is not for this flow
+	if err == nil {
+		t.caught[key] = &catch{seen: map[wire.Segment]bool{}}
+		if err = t.filter(t.socket(key)); err != nil {
+			delete(t.caught, key)
+		}
+	}
+	if err != nil {
 		return &OpError{Op: "tap", Local: local, Remote: remote, Err: err}
 	}
-	t.caught[key] = &catch{seen: map[wire.Segment]bool{}}
 	return nil
 }
 
@@ -99,15 +105,8 @@ func (t *Tap) Take(local, remote netip.AddrPort) ([][]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	key := flowOf(local, remote)
-	for {
-		packet, err := t.socket(key).receive()
-		if err != nil {
-			return nil, &OpError{Op: "tap", Local: local, Remote: remote, Err: err}
-		}
-		if packet == nil {
-			break
-		}
-		t.sort(packet)
+	if err := t.drain(t.socket(key)); err != nil {
+		return nil, &OpError{Op: "tap", Local: local, Remote: remote, Err: err}
 	}
 	c := t.caught[key]
 	if c == nil {
@@ -122,7 +121,54 @@ func (t *Tap) Take(local, remote netip.AddrPort) ([][]byte, error) {
 func (t *Tap) Forget(local, remote netip.AddrPort) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.caught, flowOf(local, remote))
+	key := flowOf(local, remote)
+	if t.caught[key] != nil {
+		delete(t.caught, key)
+		_ = t.filter(t.socket(key)) // else packets are held that nobody will take
+	}
+}
+
+// stop is Forget and then Take.
+func (t *Tap) stop(local, remote netip.AddrPort) ([][]byte, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	key := flowOf(local, remote)
+	c := t.caught[key]
+	if c == nil {
+		return nil, nil
+	}
+	delete(t.caught, key)
+	failure := t.filter(t.socket(key)) // first of all, or there may be no end to it
+	t.caught[key] = c
+	failure = errors.Join(failure, t.drain(t.socket(key)))
+	delete(t.caught, key)
+	if failure != nil {
+		failure = &OpError{Op: "tap", Local: local, Remote: remote, Err: failure}
+	}
+	return c.packets, failure
+}
+
+// drain gives all that a socket holds to the flows it is for.
+func (t *Tap) drain(s *tapSocket) error {
+	for {
+		packet, err := s.receive()
+		if packet == nil || err != nil {
+			return err
+		}
+		t.sort(packet)
+	}
+}
+
+// filter has a socket hold what is for the flows that are watched.
+func (t *Tap) filter(s *tapSocket) error {
+	var ports []uint16
+	for f := range t.caught {
+		if t.socket(f) == s {
+			ports = append(ports, f.local.Port())
+		}
+	}
+	slices.Sort(ports)
+	return s.watch(slices.Compact(ports))
 }
 
 func (t *Tap) socket(f flow) *tapSocket {
@@ -146,16 +192,14 @@ func (t *Tap) sort(packet []byte) {
 	c.packets = append(c.packets, packet)
 }
 
-// watch adds a port to the filter.
-func (s *tapSocket) watch(port uint16) error {
+// watch has the socket hold what arrives for some ports.
+func (s *tapSocket) watch(ports []uint16) error {
 	if s.fd < 0 {
 		return unix.EBADF
 	}
-	if slices.Contains(s.ports, port) {
+	if slices.Equal(ports, s.ports) {
 		return nil
 	}
-	first := len(s.ports) == 0
-	ports := append(slices.Clip(s.ports), port)
 	program, err := bpf.Assemble(s.program(ports))
 	if err != nil {
 		return err
@@ -165,9 +209,10 @@ func (s *tapSocket) watch(port uint16) error {
 		return fmt.Errorf("SO_ATTACH_FILTER: %w", err)
 	}
 	s.ports = ports
-	if !first {
+	if s.bound {
 		return nil
 	}
+	s.bound = true
 	var order [2]byte
 	binary.BigEndian.PutUint16(order[:], s.protocol)
 	// Bound to a protocol of its own and not to ETH_P_ALL, it sees what arrives only.
@@ -208,9 +253,8 @@ func (s *tapSocket) receive() ([]byte, error) {
 	if s.fd < 0 {
 		return nil, unix.EBADF
 	}
+	buffer, control := make([]byte, 1<<16), make([]byte, 128)
 	for {
-		buffer := make([]byte, 1<<16)
-		control := make([]byte, 128)
 		n, controls, flags, _, err := unix.Recvmsg(s.fd, buffer, control, unix.MSG_DONTWAIT)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
@@ -264,25 +308,94 @@ func checksumMissing(control []byte) bool {
 	return false
 }
 
-// fillChecksum computes the TCP checksum of a whole packet (RFC 9293, section 3.1).
-func fillChecksum(packet []byte) {
-	const at, tcpHeader = 16, 20
-	var addresses, segment []byte
+// An ipPacket is a whole TCP packet, taken apart; the parts share its memory.
+type ipPacket struct {
+	addresses []byte // of the pseudo header
+	ip        []byte // the IP header
+	tcp       []byte // the TCP header
+	payload   []byte
+}
+
+func parsePacket(packet []byte) (p ipPacket, ok bool) {
+	const tcpHeader = 20
+	ip := 0
 	switch {
 	case len(packet) >= 20 && packet[0]>>4 == 4:
-		addresses, segment = packet[12:20], packet[min(4*int(packet[0]&0xf), len(packet)):]
-	case len(packet) >= 40 && packet[0]>>4 == 6:
-		addresses, segment = packet[8:40], packet[40:]
+		p.addresses, ip = packet[12:20], max(4*int(packet[0]&0xf), 20)
+	case len(packet) >= 40 && packet[0]>>4 == 6 && packet[6] == unix.IPPROTO_TCP:
+		p.addresses, ip = packet[8:40], 40
+	default:
+		return p, false
 	}
-	if len(segment) < tcpHeader {
-		return
+	if len(packet) < ip+tcpHeader {
+		return p, false
 	}
-	binary.BigEndian.PutUint16(segment[at:], 0)
-	sum := uint64(unix.IPPROTO_TCP) + uint64(len(segment)) + ones(addresses) + ones(segment)
+	tcp := ip + max(4*int(packet[ip+12]>>4), tcpHeader)
+	if len(packet) < tcp {
+		return p, false
+	}
+	p.ip, p.tcp, p.payload = packet[:ip], packet[ip:tcp], packet[tcp:]
+	return p, true
+}
+
+// sum is 0 if the TCP checksum is right (RFC 9293, section 3.1).
+func (p ipPacket) sum() uint16 {
+	sum := uint64(unix.IPPROTO_TCP) + uint64(len(p.tcp)+len(p.payload)) + ones(p.addresses) + ones(p.tcp) + ones(p.payload)
 	for sum > 0xffff {
 		sum = sum>>16 + sum&0xffff
 	}
-	binary.BigEndian.PutUint16(segment[at:], ^uint16(sum))
+	return ^uint16(sum)
+}
+
+// fillChecksum computes the TCP checksum of a whole packet.
+func fillChecksum(packet []byte) {
+	const at = 16
+	if p, ok := parsePacket(packet); ok {
+		binary.BigEndian.PutUint16(p.tcp[at:], 0)
+		binary.BigEndian.PutUint16(p.tcp[at:], p.sum())
+	}
+}
+
+// split takes a packet that a device has put together apart again. The kernel
+// gives each packet a buffer of the next power of two (kmalloc), up to twice as
+// large as what the window has promised room for, and would take the window back
+// for want of memory. So the parts are as large as fit into such buffers.
+func split(packet []byte) [][]byte {
+	const (
+		largest, smallest = 16 << 10, 2 << 10
+		overhead          = 448 // of a buffer, about
+	)
+	p, ok := parsePacket(packet)
+	if len(packet) <= smallest-overhead || !ok || p.sum() != 0 {
+		return [][]byte{packet}
+	}
+	const (
+		seqAt, flagsAt = 4, 13
+		finAndPush     = 0x01 | 0x08
+	)
+	headers := len(p.ip) + len(p.tcp)
+	var parts [][]byte
+	for at, end := 0, 0; at < len(p.payload); at = end {
+		buffer := largest
+		for buffer > smallest && buffer-overhead-headers > len(p.payload)-at {
+			buffer /= 2
+		}
+		end = min(at+buffer-overhead-headers, len(p.payload))
+		part := slices.Concat(p.ip, p.tcp, p.payload[at:end])
+		tcp := part[len(p.ip):]
+		binary.BigEndian.PutUint32(tcp[seqAt:], binary.BigEndian.Uint32(tcp[seqAt:])+uint32(at))
+		if end < len(p.payload) {
+			tcp[flagsAt] &^= finAndPush
+		}
+		if len(p.ip) == 40 { // of IPv4 packets the kernel corrects the length and the checksum
+			binary.BigEndian.PutUint16(part[4:], uint16(len(part)-40))
+		} else {
+			binary.BigEndian.PutUint16(part[2:], uint16(len(part)))
+		}
+		fillChecksum(part)
+		parts = append(parts, part)
+	}
+	return parts
 }
 
 // ones adds 16-bit words; the carries are still to be folded in.

@@ -14,6 +14,7 @@ func (s *Socket) verify(snap *Snapshot, plan windowPlan) error {
 	if err != nil {
 		return err
 	}
+	s.receivedBefore = seen.info.Bytes_received
 	if got := State(seen.info.State); got != snap.State {
 		return mismatch("State", snap.State, got)
 	}

@@ -8,6 +8,7 @@ type demoConfig struct {
 	moves    int
 	rate     int64         // bytes to send per second each way; 0 is as fast as it goes
 	duration time.Duration // how long the connection works
+	plain    bool          // restore without what makes the connection go on at once
 }
 
 const (

@@ -47,7 +47,7 @@ func demo(ctx context.Context, config demoConfig, view view) (_ *result, err err
 	defer stopServers(d.servers)
 
 	for _, s := range d.servers {
-		if _, err := s.ask(order{Do: "prepare", Service: d.plan.service, Rate: config.rate}); err != nil {
+		if _, err := s.ask(order{Do: "prepare", Service: d.plan.service, Rate: config.rate, Plain: config.plain}); err != nil {
 			return nil, err
 		}
 	}

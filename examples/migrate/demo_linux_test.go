@@ -50,6 +50,7 @@ func TestDemo(t *testing.T) {
 	}{
 		{"IPv4", 3, []string{"--duration", "800ms", "--rate", "20"}},
 		{"IPv6", 3, []string{"--duration", "800ms", "--rate", "20", "-6"}},
+		{"the plain way", 2, []string{"--duration", "600ms", "--rate", "20", "--plain"}},
 		{"full speed", 2, []string{"--duration", "600ms", "--rate", "0"}},
 		{"without a move", 0, []string{"--duration", "200ms", "--rate", "20"}},
 		{"one move after the other", 10, []string{"--duration", "600ms", "--rate", "20"}},

@@ -44,8 +44,9 @@ stops, takes a snapshot of its connection, gives up the address, and sends the
 snapshot, and what it knows itself, to the process on the other host, which
 takes the address, restores the connection and goes on. Meanwhile a network
 lock (nftables) keeps the client's packets from hosts that do not have the
-connection, which would answer with a RST. The client has an ordinary connection
-and is told nothing.
+connection, which would answer with a RST; a tap catches them, and they are
+delivered when it is there. The client has an ordinary connection and is told
+nothing. --plain shows how a connection goes on without all this.
 
 In the end it says how long the server was stopped, how long the client heard
 nothing, and what else a capture on the client's wire has seen. The exit status
@@ -140,6 +141,7 @@ func demoCommand(stdout, stderr *os.File) *cobra.Command {
 	flags.IntVar(&config.moves, "moves", 8, "how many times to move")
 	flags.IntVar(&megabytes, "rate", 100, "megabytes to send per second, each way; 0 is as fast as it goes")
 	flags.DurationVar(&config.duration, "duration", 6*time.Second, "how long the connection works")
+	flags.BoolVar(&config.plain, "plain", false, "restore the plain way: what was in flight waits for timers, and the path is forgotten")
 	flags.BoolVar(&asJSON, "json", false, "print the result as one JSON object")
 	return c
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gosoccr/gosoccr/internal/host"
+	"github.com/gosoccr/gosoccr/soccr"
 	"github.com/gosoccr/gosoccr/soccr/netlock"
 )
 
@@ -32,6 +33,7 @@ type order struct {
 	Do      string       // what: a case of server.obey
 	Service netip.Prefix // prepare: the address that moves
 	Rate    int64        // prepare: bytes to send per second
+	Plain   bool         // prepare: move connections the plain way
 	Flow    netlock.Flow // expect: the connection, as the server sees it
 }
 
@@ -49,6 +51,8 @@ type server struct {
 	host      *host.Host
 	announcer *host.Announcer
 	lock      *netlock.Lock
+	tap       *soccr.Tap
+	plain     bool
 	link      *os.File
 	service   netip.Prefix
 	listener  *net.TCPListener
@@ -72,6 +76,10 @@ func serve() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.lock.Close()) }()
+	if s.tap, err = soccr.OpenTap(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.tap.Close()) }()
 	in, out := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
 	for {
 		var o order
@@ -94,14 +102,14 @@ func serve() (err error) {
 func (s *server) obey(o order, a *answer) (err error) {
 	switch o.Do {
 	case "prepare":
-		s.service = o.Service
+		s.service, s.plain = o.Service, o.Plain
 		s.talk = newTalk(newStream(keyToClient), newStream(keyToServer), o.Rate)
 	case "listen":
 		a.Addr, err = s.listen()
 	case "accept":
 		err = s.accept()
 	case "expect":
-		err = s.lock.Add(o.Flow)
+		err = s.expect(o.Flow)
 	case "give":
 		a.Time = monotonic()
 		a.Luggage, err = s.give()
