@@ -49,7 +49,7 @@ func (s *Socket) start(snap *Snapshot) error {
 		do     func(*Snapshot) error
 	}{
 		{true, s.leaveRepair},
-		{true, func(*Snapshot) error { return s.openGate() }},
+		{true, func(*Snapshot) error { return s.leaveGate() }},
 		{s.send.again, s.resend},
 		{s.postponed != "", func(*Snapshot) error { return s.setPostponedCongestion() }},
 		{snap.State == StateSynSent, s.connectAgain},
