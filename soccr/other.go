@@ -126,3 +126,6 @@ func ResetPeer(*Snapshot, ...Option) error { return unsupported("reset") }
 
 // Preflight needs Linux.
 func Preflight([]*Snapshot, []*ListenerSnapshot, ...Option) error { return unsupported("preflight") }
+
+// Movable needs Linux.
+func Movable(int) error { return unsupported("look") }

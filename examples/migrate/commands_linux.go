@@ -10,5 +10,6 @@ import (
 func commands(stdout, stderr *os.File) []*cobra.Command {
 	return []*cobra.Command{
 		checkCommand(stdout),
+		lsCommand(stdout),
 	}
 }

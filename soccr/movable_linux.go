@@ -1,0 +1,44 @@
+package soccr
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/sockopt"
+	"github.com/gosoccr/gosoccr/internal/tcpinfo"
+)
+
+// Movable looks for what would keep a socket from being saved, while its program
+// uses it and without changing anything: it needs no capability. It returns nil, or
+// the error that Pause or Save would have (a listening socket's is nil). What shows
+// only in a paused socket it cannot know: urgent data behind the first byte.
+func Movable(fd int) error {
+	s := &Socket{fd: fd}
+	if err := s.movable(); err != nil {
+		return s.fail("look", err)
+	}
+	return nil
+}
+
+func (s *Socket) movable() error {
+	protocol, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	switch {
+	case err != nil:
+		return because(notTCP(err), err)
+	case protocol == ipprotoMPTCP:
+		return ErrMultipath
+	case protocol != unix.IPPROTO_TCP:
+		return ErrNotTCP
+	}
+	info, err := tcpinfo.Get(s.fd)
+	if err != nil {
+		return because(notTCP(err), err)
+	}
+	state := State(info.State)
+	if state == StateListen {
+		return nil
+	}
+	if !state.row().movable {
+		return &FieldError{Field: "State", Got: state, Err: ErrState}
+	}
+	return s.refuse(0)
+}
