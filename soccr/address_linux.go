@@ -85,6 +85,54 @@ func toSockaddr(fd int, addr netip.AddrPort) (unix.Sockaddr, error) {
 	return sa, nil
 }
 
+// A rawSockaddr is struct sockaddr_in or sockaddr_in6.
+type rawSockaddr struct {
+	bytes [unix.SizeofSockaddrInet6]byte
+	size  int
+}
+
+// toRawSockaddr is toSockaddr for calls that do not wait: binding and connecting a
+// paused socket.
+func toRawSockaddr(fd int, addr netip.AddrPort) (sa rawSockaddr, err error) {
+	b := sa.bytes[:]
+	binary.BigEndian.PutUint16(b[2:], addr.Port())
+	if addr.Addr().Is4() {
+		binary.NativeEndian.PutUint16(b, unix.AF_INET)
+		a := addr.Addr().As4()
+		copy(b[4:], a[:])
+		sa.size = unix.SizeofSockaddrInet4
+		return sa, nil
+	}
+	binary.NativeEndian.PutUint16(b, unix.AF_INET6)
+	a := addr.Addr().As16()
+	copy(b[8:], a[:])
+	sa.size = unix.SizeofSockaddrInet6
+	if zone := addr.Addr().Zone(); zone != "" {
+		index, err := deviceIndex(fd, zone)
+		if err != nil {
+			return sa, err
+		}
+		binary.NativeEndian.PutUint32(b[24:], uint32(index))
+	}
+	return sa, nil
+}
+
+func (a *rawSockaddr) bind(fd int) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&a.bytes)), uintptr(a.size))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func (a *rawSockaddr) connect(fd int) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&a.bytes)), uintptr(a.size))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // Devices are looked up through the socket itself, in its network namespace,
 // which need not be that of the calling thread.
 

@@ -62,11 +62,11 @@ func benchRestore(snap *soccr.Snapshot, options ...soccr.Option) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	s, err := soccr.Pause(fd)
+	s, err := soccr.Pause(fd, options...)
 	if err != nil {
 		return fd, err
 	}
-	if err := s.Restore(snap, options...); err != nil {
+	if err := s.Restore(snap); err != nil {
 		return fd, err
 	}
 	return fd, s.Resume()
@@ -86,7 +86,12 @@ func BenchmarkFloor(b *testing.B) {
 			for _, way := range []struct {
 				name    string
 				options []soccr.Option
-			}{{"all", nil}, {"plain", []soccr.Option{soccr.WithPlain()}}} {
+			}{
+				{"all", nil},
+				{"plain", []soccr.Option{soccr.WithPlain()}},
+				{"without options", []soccr.Option{soccr.WithoutOptions()}},
+				{"bare", []soccr.Option{soccr.WithoutOptions(), soccr.WithoutVerifying()}},
+			} {
 				b.Run(f.name+"/"+queue.name+"/"+way.name, func(b *testing.B) {
 					h := hosttest.New(b)
 					n := &network{here: h, there: h}
@@ -103,6 +108,7 @@ func BenchmarkFloor(b *testing.B) {
 					defer func() { unix.Close(fd) }()
 
 					var floor, library []time.Duration
+					var snap soccr.Snapshot
 					var before, after runtime.MemStats
 					hosttest.Do(b, h, func() error {
 						runtime.ReadMemStats(&before)
@@ -116,7 +122,7 @@ func BenchmarkFloor(b *testing.B) {
 							floor = append(floor, time.Since(start)/batch)
 							start = time.Now()
 							for range batch {
-								if fd, err = benchClosingMove(fd, way.options); err != nil {
+								if fd, err = benchClosingMove(fd, &snap, way.options); err != nil {
 									return err
 								}
 							}
@@ -159,13 +165,12 @@ func (n *network) benchConn(tb testing.TB, f family, size int) *net.TCPConn {
 
 // benchClosingMove moves a connection, with all that the library does for it, by
 // way of a socket whose only descriptor this is.
-func benchClosingMove(fd int, options []soccr.Option) (int, error) {
-	s, err := soccr.Pause(fd)
+func benchClosingMove(fd int, snap *soccr.Snapshot, options []soccr.Option) (int, error) {
+	s, err := soccr.Pause(fd, options...)
 	if err != nil {
 		return fd, err
 	}
-	snap, err := s.Save()
-	if err != nil {
+	if err := s.SaveTo(snap); err != nil {
 		return fd, err
 	}
 	s.Release()

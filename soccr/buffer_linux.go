@@ -14,7 +14,7 @@ import (
 // functions here take, sizes in bytes of memory: twice what setsockopt takes.
 type bufferKind struct {
 	option, force int
-	lock          int // in SO_BUF_LOCK
+	lock          uint8 // in SO_BUF_LOCK
 }
 
 var (
@@ -47,16 +47,19 @@ func (s *Socket) memory() (memory, error) {
 }
 
 // bufferLock reads SO_BUF_LOCK; before Linux 5.15 nobody can tell.
-func (s *Socket) bufferLock() (int, error) {
+func (s *Socket) bufferLock() (uint8, error) {
 	lock, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK)
 	if errors.Is(err, unix.ENOPROTOOPT) {
 		return 0, nil
 	}
-	return lock, err
+	return uint8(lock), err
 }
 
-func (s *Socket) setBufferLock(lock int) error {
-	err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, lock)
+func (s *Socket) setBufferLock(lock uint8) error {
+	if lock == 0 && !s.sized {
+		return nil // as in any new socket
+	}
+	err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, int(lock))
 	if errors.Is(err, unix.ENOPROTOOPT) {
 		return nil // before Linux 5.15 a buffer once set stays as it is
 	}
@@ -68,6 +71,7 @@ func (s *Socket) setBufferLock(lock int) error {
 // takes CAP_NET_ADMIN in the initial user namespace.
 func (s *Socket) setBuffer(b bufferKind, size int) error {
 	half := (size + 1) / 2
+	s.sized = true
 	err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, b.force, half)
 	if !errors.Is(err, unix.EPERM) {
 		return err
@@ -115,7 +119,7 @@ func (s *Socket) setBuffers(o *Options) error {
 			return fmt.Errorf("%s: %w", b.field, err)
 		}
 	}
-	if err := s.setBufferLock(int(o.BufferLock)); err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // of Multipath TCP
+	if err := s.setBufferLock(o.BufferLock); err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // of Multipath TCP
 		return fmt.Errorf("Options.BufferLock: %w", err)
 	}
 	return nil

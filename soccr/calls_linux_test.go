@@ -94,6 +94,7 @@ var ways = [...]way{
 	}},
 	{"all", libraryWay()},
 	{"plain", libraryWay(soccr.WithPlain())},
+	{"bare", libraryWay(soccr.WithoutOptions(), soccr.WithoutVerifying())},
 	{"primed", libraryWay(soccr.WithPath(soccr.PathSame))},
 }
 
@@ -108,7 +109,7 @@ func libraryWay(options ...soccr.Option) func(conn *net.TCPConn) ([]func() error
 		var snap *soccr.Snapshot
 		return []func() error{
 			func() (err error) {
-				if socket, err = soccr.Pause(fd); err == nil {
+				if socket, err = soccr.Pause(fd, options...); err == nil {
 					snap, err = socket.Save()
 				}
 				return err
@@ -118,10 +119,10 @@ func libraryWay(options ...soccr.Option) func(conn *net.TCPConn) ([]func() error
 				if fd, err = soccr.NewSocket(snap); err != nil {
 					return err
 				}
-				if socket, err = soccr.Pause(fd); err != nil {
+				if socket, err = soccr.Pause(fd, options...); err != nil {
 					return err
 				}
-				return socket.Restore(snap, options...)
+				return socket.Restore(snap)
 			},
 			func() error { return socket.Resume() },
 		}, nil

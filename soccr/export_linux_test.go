@@ -63,5 +63,5 @@ func ReadSettings(fd int, on Sockets) ([]Setting, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readSettings(fd, known{flags: flags}, on)
+	return readSettings(nil, fd, known{flags: flags}, on)
 }

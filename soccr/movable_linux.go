@@ -40,5 +40,11 @@ func (s *Socket) movable() error {
 	if !state.row().movable {
 		return &FieldError{Field: "State", Got: state, Err: ErrState}
 	}
-	return s.refuse(0)
+	if err := s.refuseULP(); err != nil {
+		return err
+	}
+	if err := s.refuseAO(); err != nil {
+		return err
+	}
+	return s.refuseUrgent(0)
 }

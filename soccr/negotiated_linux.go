@@ -2,6 +2,7 @@ package soccr
 
 import (
 	"net/netip"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -26,14 +27,14 @@ func (s *Socket) Negotiated() (Negotiated, error) {
 	if err != nil {
 		return Negotiated{}, s.fail("read negotiated options", err)
 	}
-	n, err := s.negotiated(info)
+	n, err := s.negotiated(&info)
 	if err != nil {
 		return Negotiated{}, s.fail("read negotiated options", err)
 	}
 	return n, nil
 }
 
-func (s *Socket) negotiated(info tcpinfo.Info) (Negotiated, error) {
+func (s *Socket) negotiated(info *tcpinfo.Info) (Negotiated, error) {
 	// In repair mode this is the bound that the peer set (mss_clamp), otherwise
 	// the size that the next segment may have.
 	mss, err := sockopt.GetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG)
@@ -63,8 +64,8 @@ func (s *Socket) negotiated(info tcpinfo.Info) (Negotiated, error) {
 func (s *Socket) SetNegotiated(n Negotiated) error {
 	// connect(2) has set our own shift from this host's settings; without this
 	// option it would stay although the peer does not scale.
-	options := make([]unix.TCPRepairOpt, 0, 4)
-	options = append(options,
+	var room [4]unix.TCPRepairOpt
+	options := append(room[:0],
 		unix.TCPRepairOpt{Code: unix.TCPOPT_MAXSEG, Val: n.MSS},
 		unix.TCPRepairOpt{Code: unix.TCPOPT_WINDOW, Val: uint32(n.SendScale) | uint32(n.RecvScale)<<16})
 	if n.SACK {
@@ -73,7 +74,9 @@ func (s *Socket) SetNegotiated(n Negotiated) error {
 	if n.Timestamps {
 		options = append(options, unix.TCPRepairOpt{Code: unix.TCPOPT_TIMESTAMP})
 	}
-	if err := unix.SetsockoptTCPRepairOpt(s.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS, options); err != nil {
+	size := len(options) * int(unsafe.Sizeof(options[0]))
+	b := unsafe.Slice((*byte)(unsafe.Pointer(&options[0])), size)
+	if err := sockopt.Set(s.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS, b); err != nil {
 		return s.fail("set negotiated options", err)
 	}
 	return nil

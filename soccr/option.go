@@ -7,7 +7,7 @@ import (
 	"github.com/gosoccr/gosoccr/rawfin"
 )
 
-// An Option changes how Checkpoint, Restore and RestoreConn work.
+// An Option changes how Pause and Save, Checkpoint, Restore and RestoreConn work.
 type Option func(*settings)
 
 type settings struct {
@@ -17,6 +17,8 @@ type settings struct {
 
 	plain bool
 	path  PathPolicy
+
+	noOptions, noVerify bool
 
 	effects *Effects
 
@@ -31,11 +33,19 @@ type settings struct {
 }
 
 func newSettings(options []Option) settings {
-	s := settings{mark: rawfin.DefaultMark, patience: defaultPatience}
-	for _, o := range options {
-		o(&s)
+	s := new(settings)
+	s.apply(options)
+	return *s
+}
+
+// apply sets all of s: to what the lists of options say, or to the default.
+func (s *settings) apply(lists ...[]Option) {
+	*s = settings{mark: rawfin.DefaultMark, patience: defaultPatience}
+	for _, options := range lists {
+		for _, o := range options {
+			o(s)
+		}
 	}
-	return s
 }
 
 // WithMark sets the mark (SO_MARK) of the segments that Restore injects for
@@ -89,6 +99,25 @@ func WithPackets(packets [][]byte) Option { return func(s *settings) { s.packets
 // path is carried over. It is for those who leave repair mode by themselves, in
 // another process for example, instead of calling Resume.
 func WithPlain() Option { return func(s *settings) { s.plain = true } }
+
+// WithoutOptions leaves the socket options to the caller, who knows them or keeps
+// them himself: Save reads none, and Restore sets none. That goes for [Options], the
+// bound of the window (TCP_WINDOW_CLAMP), and SO_REUSEADDR, which repair mode
+// overwrites. Nor does Save look for TCP-MD5 keys, and for what cannot be moved
+// because of an option: kernel TLS and TCP-AO. Only the buffers' sizes are kept, if
+// there is much in the queues. The options are half of what a move costs.
+//
+// It is given to Pause for Save and Resume, and to Restore.
+func WithoutOptions() Option { return func(s *settings) { s.noOptions = true } }
+
+// WithoutVerifying leaves out what only shows that all is well: Save does not read
+// again whether the connection has moved while it was read, nor look for urgent
+// data, and Restore does not read back what it has set, apart from the state of
+// half-closed connections. It is for flows that are locked, and for callers who
+// check by other means.
+//
+// It is given to Pause for Save, and to Restore.
+func WithoutVerifying() Option { return func(s *settings) { s.noVerify = true } }
 
 // A Locker keeps all packets of a flow from the sockets of this host, in both
 // directions, without an answer to anybody. Both calls are idempotent.

@@ -285,6 +285,7 @@ var options = [...]option{
 // A chosen option is one that a socket is to have.
 type chosen struct {
 	row     *option
+	order   int // the row's place in the table
 	setting Setting
 	lost    bool
 }

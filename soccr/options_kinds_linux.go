@@ -255,7 +255,7 @@ func writeFlag(o *option, fd, _ int, _ *Setting) error {
 }
 
 func readSignal(_ *option, fd, _, _ int, s *Setting) (bool, error) {
-	signal, err := unix.FcntlInt(uintptr(fd), unix.F_GETSIG, 0)
+	signal, err := fcntl(fd, unix.F_GETSIG, 0)
 	s.Number = int64(signal)
 	return signal != 0, err
 }

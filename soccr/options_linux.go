@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -60,11 +61,11 @@ type known struct {
 	unpaced  bool // TCP_INFO tells that SO_MAX_PACING_RATE has its default
 }
 
-// readSettings reads which options of a socket do not have their default.
-func readSettings(fd int, k known, on sockets) ([]Setting, error) {
-	var settings []Setting
+// readSettings appends the options of a socket that do not have their default.
+func readSettings(settings []Setting, fd int, k known, on sockets) ([]Setting, error) {
 	var set [len(options)]bool
-	s := new(Setting) // one for all, as it escapes
+	s := scratch.Get().(*Setting) // it escapes
+	defer scratch.Put(s)
 	for i := range options {
 		o := &options[i]
 		if !o.on.has(on) || k.noMemory && o.inMemory || k.unpaced && o.kind == longKind {
@@ -90,12 +91,18 @@ func readSettings(fd int, k known, on sockets) ([]Setting, error) {
 		}
 		if set[i] = changed; changed && o.kind != probeKind && (o.kind != filterKind || s.Bytes != nil) {
 			s.Name = o.name
+			if cap(settings) == 0 {
+				settings = make([]Setting, 0, 8) // more than most have
+			}
 			settings = append(settings, *s)
 		}
 	}
 	sortSettings(settings)
 	return settings, nil
 }
+
+// scratch has Settings to read into.
+var scratch = sync.Pool{New: func() any { return new(Setting) }}
 
 // lacking reports whether the kernel does not know an option of such a socket.
 func lacking(err error) bool {
@@ -133,15 +140,16 @@ func choose(settings []Setting, on sockets) []chosen {
 		return nil
 	}
 	all := make([]chosen, 0, len(settings)+pin)
-	for _, s := range settings {
-		if r := row(s.Name); r != nil {
-			all = append(all, chosen{row: r, setting: s})
+	for i := range settings {
+		if r, ok := optionIndex[settings[i].Name]; ok {
+			all = append(all, chosen{row: &options[r], order: r, setting: settings[i]})
 		}
 	}
 	if pin > 0 {
-		all = append(all, chosen{row: row(v6only), setting: Setting{Name: v6only}})
+		r := optionIndex[v6only]
+		all = append(all, chosen{row: &options[r], order: r, setting: Setting{Name: v6only}})
 	}
-	slices.SortFunc(all, func(a, b chosen) int { return optionIndex[a.setting.Name] - optionIndex[b.setting.Name] })
+	slices.SortFunc(all, func(a, b chosen) int { return a.order - b.order })
 	return all
 }
 
@@ -173,7 +181,8 @@ var optionReasons = reasons{
 
 // verifyChosen reads back what has been set from one phase to another.
 func verifyChosen(all []chosen, fd int, first, last phase, lose func(Loss)) error {
-	got := new(Setting)
+	got := scratch.Get().(*Setting)
+	defer scratch.Put(got)
 	for i := range all {
 		c := &all[i]
 		if c.lost || c.row.phase < first || c.row.phase > last {
@@ -235,7 +244,15 @@ func (o *option) write(fd int, s *Setting) error {
 }
 
 // fileFlags wraps fcntl(2), F_GETFL.
-func fileFlags(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0) }
+func fileFlags(fd int) (int, error) { return fcntl(fd, unix.F_GETFL, 0) }
+
+func fcntl(fd, command, value int) (int, error) {
+	n, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), uintptr(command), uintptr(value))
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
+}
 
 // readOptions reads all but SO_REUSEADDR, which Pause has read, and the sizes of
 // the buffers, which come with their use.
@@ -257,11 +274,10 @@ func (s *Socket) readOptions(snap *Snapshot, k known) error {
 	if o.Congestion, err = congestion(s.fd); err != nil {
 		return fmt.Errorf("Options.Congestion: %w", err)
 	}
-	if o.Settings, err = readSettings(s.fd, k, snap.sockets()); err != nil {
+	if o.Settings, err = readSettings(o.Settings, s.fd, k, snap.sockets()); err != nil {
 		return fmt.Errorf("Options.Settings: %w", err)
 	}
-	lock, err := s.bufferLock()
-	o.BufferLock = uint8(lock)
+	o.BufferLock, err = s.bufferLock()
 	return err
 }
 
@@ -274,7 +290,7 @@ func (s *Socket) applyLast() error {
 		return nil
 	}
 	err := s.apply(atLast)
-	if err == nil {
+	if err == nil && !s.options.noVerify {
 		err = verifyChosen(s.chosen, s.fd, atLast, atLast, s.lose)
 	}
 	s.lastApplied = err == nil
@@ -371,4 +387,11 @@ func (s *Socket) setPostponedCongestion() error {
 }
 
 // setBlocking sets O_NONBLOCK as the program had it.
-func (s *Socket) setBlocking(nonBlocking bool) error { return unix.SetNonblock(s.fd, nonBlocking) }
+func (s *Socket) setBlocking(nonBlocking bool) error {
+	flags, err := fileFlags(s.fd)
+	if err != nil || nonBlocking == (flags&unix.O_NONBLOCK != 0) {
+		return err
+	}
+	_, err = fcntl(s.fd, unix.F_SETFL, flags^unix.O_NONBLOCK)
+	return err
+}

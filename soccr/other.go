@@ -15,10 +15,13 @@ import (
 func unsupported(op string) error { return &OpError{Op: op, Err: errors.ErrUnsupported} }
 
 // Pause needs Linux.
-func Pause(int) (*Socket, error) { return nil, unsupported("pause") }
+func Pause(int, ...Option) (*Socket, error) { return nil, unsupported("pause") }
 
 // Save needs Linux.
 func (*Socket) Save() (*Snapshot, error) { return nil, unsupported("save") }
+
+// SaveTo needs Linux.
+func (*Socket) SaveTo(*Snapshot) error { return unsupported("save") }
 
 // Restore needs Linux.
 func (*Socket) Restore(*Snapshot, ...Option) error { return unsupported("restore") }

@@ -20,15 +20,21 @@ const ipprotoMPTCP = 262
 // It needs CAP_NET_ADMIN in the user namespace that owns the socket's network
 // namespace, and fails with ErrNoPermission, ErrState (a listening socket),
 // ErrMultipath or ErrNotTCP inside an *OpError, with the socket untouched.
-func Pause(fd int) (*Socket, error) {
-	s := &Socket{fd: fd}
-	// The option reads 2 once repair mode is on: it has to be read before.
-	reuse, err := sockopt.GetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
-	if err != nil {
-		return nil, s.fail("pause", because(notTCP(err), err))
+//
+// The options that matter to Save and Resume are [WithoutOptions] and
+// [WithoutVerifying]; Restore has them too, with its own.
+func Pause(fd int, options ...Option) (*Socket, error) {
+	s := &Socket{fd: fd, given: options}
+	s.options.apply(options)
+	if !s.options.noOptions {
+		// It reads 2 once repair mode is on, so it has to be read before.
+		reuse, err := sockopt.GetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+		if err != nil {
+			return nil, s.fail("pause", because(notTCP(err), err))
+		}
+		s.reuseAddr = reuse == 1
 	}
-	s.reuseAddr = reuse == 1
-	if err := sockopt.SetInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
+	if err := s.setRepair(unix.TCP_REPAIR_ON); err != nil {
 		return nil, s.fail("pause", because(s.whyNotPaused(err), err))
 	}
 	return s, nil
@@ -88,8 +94,10 @@ func (s *Socket) Disconnect() error {
 	return nil
 }
 
-// setRepair sets TCP_REPAIR to on, off or off without a window probe.
+// setRepair sets TCP_REPAIR to on, off or off without a window probe. No queue is
+// selected afterwards.
 func (s *Socket) setRepair(mode int) error {
+	s.selected = NoQueue
 	return sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, mode)
 }
 

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gosoccr/gosoccr/internal/sockopt"
+	"github.com/gosoccr/gosoccr/internal/tcpinfo"
 )
 
 // QueueSeq gives a queue's sequence number: the kernel's rcv_nxt for RecvQueue
@@ -24,34 +25,39 @@ func (s *Socket) QueueSeq(q Queue) (uint32, error) {
 	return uint32(seq), nil
 }
 
-// seqs reads the sequence numbers of both queues.
+// seqs reads the sequence numbers of both queues. The receive queue comes last: who
+// does not verify leaves it selected, where it does no harm (see inQueue).
 func (s *Socket) seqs() (rcvNxt, writeSeq uint32, err error) {
-	for _, q := range [...]struct {
-		queue Queue
-		seq   *uint32
-	}{{RecvQueue, &rcvNxt}, {SendQueue, &writeSeq}} {
-		if err = s.selectQueue(q.queue); err != nil {
-			break
-		}
-		var seq int
-		if seq, err = sockopt.GetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ); err != nil {
-			break
-		}
-		*q.seq = uint32(seq)
+	if writeSeq, err = s.seq(SendQueue); err == nil {
+		rcvNxt, err = s.seq(RecvQueue)
+	}
+	if err == nil && s.options.noVerify {
+		return rcvNxt, writeSeq, nil
 	}
 	return rcvNxt, writeSeq, errors.Join(err, s.selectQueue(NoQueue))
+}
+
+func (s *Socket) seq(q Queue) (uint32, error) {
+	if err := s.selectQueue(q); err != nil {
+		return 0, err
+	}
+	seq, err := sockopt.GetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+	return uint32(seq), err
 }
 
 // SetQueueSeq sets the sequence number of an empty queue of a socket that is
 // not connected yet: the number of the first byte that will be put into it.
 func (s *Socket) SetQueueSeq(q Queue, seq uint32) error {
-	err := s.inQueue(q, func() error {
-		return sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, int(int32(seq)))
-	})
+	err := s.inQueue(q, func() error { return s.setSeq(seq) })
 	if err != nil {
 		return s.fail(q.String()+": set sequence number", err)
 	}
 	return nil
+}
+
+// setSeq sets that of the selected queue.
+func (s *Socket) setSeq(seq uint32) error {
+	return sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, int(int32(seq)))
 }
 
 // QueueLen is how many bytes are in a queue, without the FIN that the kernel's
@@ -61,19 +67,25 @@ func (s *Socket) QueueLen(q Queue) (int, error) {
 	if err != nil {
 		return 0, s.fail(q.String()+": read length", err)
 	}
-	n, err := s.queueLen(q, State(info.State))
+	n, err := s.queueLen(q, &info)
 	if err != nil {
 		return 0, s.fail(q.String()+": read length", err)
 	}
 	return n, nil
 }
 
-func (s *Socket) queueLen(q Queue, state State) (int, error) {
+// queueLen counts, unless TCP_INFO shows that there is nothing: nothing was ever
+// received; no segment waits to be acknowledged, and no byte to be sent.
+func (s *Socket) queueLen(q Queue, info *tcpinfo.Info) (int, error) {
 	if q == RecvQueue {
+		if info.Bytes_received == 0 {
+			return 0, nil
+		}
 		return count(s.fd, unix.SIOCINQ) // less the FIN already: tcp_inq
 	}
+	state := State(info.State)
 	// A closed socket's counter still shows what it will never send.
-	if state == StateClose {
+	if state == StateClose || info.Unacked == 0 && info.Notsent_bytes == 0 {
 		return 0, nil
 	}
 	n, err := count(s.fd, unix.SIOCOUTQ)
@@ -107,15 +119,27 @@ func (s *Socket) readQueue(q Queue, n int) ([]byte, error) {
 	}
 	var data []byte
 	err := s.inQueue(q, func() (err error) {
-		data, err = read(n)
+		data, err = read(nil, n)
 		return err
 	})
 	return data, err
 }
 
-// peekRecvQueue reads from the queue's start. SO_PEEK_OFF, when set, would start
-// elsewhere and move on; it is switched off meanwhile.
-func (s *Socket) peekRecvQueue(n int) ([]byte, error) {
+// sized gives a slice of n bytes, in the memory of b if there is enough.
+func sized(b []byte, n int) []byte {
+	if cap(b) >= n {
+		return b[:n]
+	}
+	return make([]byte, n)
+}
+
+// peekRecvQueue reads from the queue's start, into b if it is large enough.
+// SO_PEEK_OFF, when set, would start elsewhere and move on; it is switched off
+// meanwhile.
+func (s *Socket) peekRecvQueue(b []byte, n int) ([]byte, error) {
+	if n == 0 {
+		return b, nil
+	}
 	offset, err := peekOffset(s.fd)
 	if err != nil {
 		return nil, err
@@ -125,7 +149,7 @@ func (s *Socket) peekRecvQueue(n int) ([]byte, error) {
 			return nil, err
 		}
 	}
-	data := make([]byte, n)
+	data := sized(b, n)
 	got, err := peek(s.fd, data)
 	if offset >= 0 {
 		err = errors.Join(err, sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, offset))
@@ -144,11 +168,14 @@ func (s *Socket) peekRecvQueue(n int) ([]byte, error) {
 	return data, nil
 }
 
-// peekSendQueue reads the queue's last n bytes. The kernel (tcp_peek_sndq)
+// peekSendQueue reads the queue's last n bytes, likewise. The kernel (tcp_peek_sndq)
 // returns whole buffers, the first of which may begin with bytes that the peer
 // has acknowledged, and counts them all even if it could not copy them.
-func (s *Socket) peekSendQueue(n int) ([]byte, error) {
-	data := make([]byte, n)
+func (s *Socket) peekSendQueue(b []byte, n int) ([]byte, error) {
+	if n == 0 {
+		return b, nil
+	}
+	data := sized(b, n)
 	for range 3 { // it cannot grow while the program is stopped
 		got, err := peek(s.fd, data)
 		if err != nil {
@@ -186,8 +213,8 @@ func (s *Socket) write(data []byte) (int, error) {
 	const smallest = 4096
 	written, part := 0, len(data)
 	for written < len(data) {
-		n, err := unix.SendmsgN(s.fd, data[written:min(written+part, len(data))], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		written += max(n, 0)
+		n, err := send(s.fd, data[written:min(written+part, len(data))])
+		written += n
 		switch {
 		case err == nil || errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.ENOMEM) && part > smallest:
@@ -212,11 +239,36 @@ func (s *Socket) inQueue(q Queue, f func() error) error {
 }
 
 func (s *Socket) selectQueue(q Queue) error {
+	if q == s.selected {
+		return nil
+	}
 	err := sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, int(q))
 	if errors.Is(err, unix.EPERM) {
 		return because(ErrNotPaused, err)
 	}
+	if err == nil {
+		s.selected = q
+	}
 	return err
+}
+
+// send writes to the selected queue. It never waits, but copying much takes time
+// that the scheduler should know of.
+func send(fd int, data []byte) (int, error) {
+	const much, flags = 64 << 10, unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+	var n uintptr
+	var errno unix.Errno
+	if len(data) > much {
+		n, _, errno = unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(data))),
+			uintptr(len(data)), flags, 0, 0)
+	} else {
+		n, _, errno = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(data))),
+			uintptr(len(data)), flags, 0, 0)
+	}
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // peek copies what is in the selected queue; the count may exceed len(data).

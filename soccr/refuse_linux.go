@@ -12,21 +12,6 @@ import (
 // tcpAOInfo is TCP_AO_INFO (Linux 6.7).
 const tcpAOInfo = 40
 
-// refuse finds what of a connection cannot be moved. It is called before
-// anything is taken apart.
-func (s *Socket) refuse(queued int) error {
-	for _, check := range [...]func() error{
-		s.refuseULP,
-		s.refuseAO,
-		func() error { return s.refuseUrgent(queued) },
-	} {
-		if err := check(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // refuseULP: what is in the queues belongs to the upper layer's records, whose
 // state cannot be read back.
 func (s *Socket) refuseULP() error {

@@ -2,6 +2,7 @@ package soccr
 
 import (
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -16,11 +17,12 @@ func NewSocket(snap *Snapshot) (fd int, err error) {
 	if snap.Local.Addr().Is4() {
 		family = unix.AF_INET
 	}
-	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-	if err != nil {
-		return -1, &OpError{Op: "socket", Local: snap.Local, Remote: snap.Remote, Err: err}
+	n, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family),
+		unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if errno != 0 {
+		return -1, &OpError{Op: "socket", Local: snap.Local, Remote: snap.Remote, Err: errno}
 	}
-	return fd, nil
+	return int(n), nil
 }
 
 // Restore puts a connection into a fresh socket: one that NewSocket made, not
@@ -40,13 +42,16 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	if err := snap.Validate(); err != nil {
 		return s.fail("restore", err)
 	}
-	s.options = newSettings(options)
+	s.options.apply(s.given, options)
 	s.local, s.remote = snap.Local, snap.Remote
 	s.over = nil
 	if s.options.closes(snap) {
 		s.over, snap = snap, snap.remains()
 	}
-	s.chosen, s.losses, s.lastApplied = choose(snap.Options.Settings, snap.sockets()), nil, false
+	s.chosen, s.losses, s.lastApplied = nil, nil, s.options.noOptions
+	if !s.options.noOptions {
+		s.chosen = choose(snap.Options.Settings, snap.sockets())
+	}
 	whole := snap
 	snap = s.trim(snap)
 	s.priming = s.planPriming(snap)
@@ -64,44 +69,49 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 		return s.fail(step, s.notPaused(err))
 	}
 	s.restored, s.bound = snap, false
-	s.reuseAddr = snap.Options.ReuseAddr
+	if !s.options.noOptions {
+		s.reuseAddr = snap.Options.ReuseAddr
+	}
 	s.seen, s.seenUnsent, s.seenLeft = false, 0, 0
 	return nil
 }
 
-// restore goes through the steps, in the order that the kernel needs, and names
-// the one that failed.
+// restoring are the steps of Restore, in the order that the kernel needs.
+var restoring = [...]struct {
+	name string
+	do   func(*Socket) error
+}{
+	{"prepare", func(s *Socket) error { return s.beforeBind(s.snap) }},
+	{"bind", func(s *Socket) error { return s.bind(s.snap) }},
+	{"set options", func(s *Socket) error { return s.apply(beforeConnect) }},
+	{"set sequence numbers", func(s *Socket) error { return s.setSeqs(s.snap) }},
+	{"sign", func(s *Socket) error { return s.setMD5Keys(s.snap.MD5Keys) }},
+	{"connect", func(s *Socket) error { return s.connect(s.snap) }},
+	{"do not sign", func(s *Socket) error { return s.clearMD5Keys(s.snap) }},
+	{"set negotiated options", func(s *Socket) error { return s.restoreNegotiated(s.snap) }},
+	{"prime", func(s *Socket) error { return s.prime(s.snap, &s.priming) }},
+	{"bound timers", func(s *Socket) error { return s.hasten(s.snap) }},
+	{"receive queue", func(s *Socket) error { return s.fill(RecvQueue, s.snap.RecvQueue) }},
+	{"send queue", func(s *Socket) error { return s.fillSent(s.snap) }},
+	{"half-closed state", func(s *Socket) error { return s.replay(s.snap, s.plan) }},
+	{"sign", func(s *Socket) error { return s.setMD5Keys(s.snap.MD5Keys) }},
+	{"set window", func(s *Socket) error { return s.restoreWindow(s.snap, s.plan) }},
+	{"set options", func(s *Socket) error { return s.afterConnect(s.snap) }},
+	{"shut down", (*Socket).shutDown},
+	{"verify", func(s *Socket) error { return s.verify(s.snap, s.plan) }},
+}
+
+// restore goes through the steps and names the one that failed.
 func (s *Socket) restore(snap *Snapshot) (step string, err error) {
-	var plan windowPlan
+	s.snap, s.plan = snap, windowPlan{}
+	defer func() { s.snap = nil }()
 	if snap.State.row().connected {
-		plan = planWindow(snap)
+		s.plan = planWindow(snap)
 	}
 	s.send = s.planSend(snap)
-	for _, step := range [...]struct {
-		name string
-		do   func() error
-	}{
-		{"prepare", func() error { return s.beforeBind(snap) }},
-		{"bind", func() error { return s.bind(snap) }},
-		{"set options", func() error { return s.apply(beforeConnect) }},
-		{"set sequence numbers", func() error { return s.setSeqs(snap) }},
-		{"sign", func() error { return s.setMD5Keys(snap.MD5Keys) }},
-		{"connect", func() error { return s.connect(snap) }},
-		{"do not sign", func() error { return s.clearMD5Keys(snap) }},
-		{"set negotiated options", func() error { return s.restoreNegotiated(snap) }},
-		{"prime", func() error { return s.prime(snap, &s.priming) }},
-		{"bound timers", func() error { return s.hasten(snap) }},
-		{"receive queue", func() error { return s.fill(RecvQueue, snap.RecvQueue) }},
-		{"send queue", func() error { return s.fillSent(snap) }},
-		{"half-closed state", func() error { return s.replay(snap, plan) }},
-		{"sign", func() error { return s.setMD5Keys(snap.MD5Keys) }},
-		{"set window", func() error { return s.restoreWindow(snap, plan) }},
-		{"set options", func() error { return s.afterConnect(snap) }},
-		{"shut down", s.shutDown},
-		{"verify", func() error { return s.verify(snap, plan) }},
-	} {
-		if err := step.do(); err != nil {
-			return step.name, err
+	for i := range restoring {
+		if err := restoring[i].do(s); err != nil {
+			return restoring[i].name, err
 		}
 	}
 	return "", nil
@@ -127,8 +137,13 @@ func (s *Socket) beforeBind(snap *Snapshot) error {
 			return err
 		}
 	}
-	if err := s.setCongestion(snap.Options.Congestion); err != nil || len(s.priming.rounds) == 0 && !s.send.again {
-		return err
+	if !s.options.noOptions {
+		if err := s.setCongestion(snap.Options.Congestion); err != nil {
+			return err
+		}
+	}
+	if len(s.priming.rounds) == 0 && !s.send.again {
+		return nil
 	}
 	return s.postponeCongestion(snap)
 }
@@ -138,11 +153,11 @@ func (s *Socket) bind(snap *Snapshot) error {
 	if neverBound(snap.Local) {
 		return nil
 	}
-	sa, err := toSockaddr(s.fd, snap.Local)
+	sa, err := toRawSockaddr(s.fd, snap.Local)
 	if err != nil {
 		return because(ErrAddrNotAvailable, err)
 	}
-	err = unix.Bind(s.fd, sa)
+	err = sa.bind(s.fd)
 	// Disconnect leaves their port only to sockets that were bound by bind(2), and
 	// shows it on the others too (__inet_put_port does not clear inet_sport).
 	if s.bound && errors.Is(err, unix.EINVAL) {
@@ -169,10 +184,21 @@ func (s *Socket) setSeqs(snap *Snapshot) error {
 	if snap.State == StateSynSent {
 		first-- // the SYN, which connect(2) will send again
 	}
-	if err := s.SetQueueSeq(RecvQueue, snap.recvStart()); err != nil {
-		return err
+	first -= uint32(s.priming.bytes())
+	// The receive queue stays selected: until the queues are filled no harm is in it.
+	for _, q := range [...]struct {
+		queue Queue
+		seq   uint32
+	}{{SendQueue, first}, {RecvQueue, snap.recvStart()}} {
+		err := s.selectQueue(q.queue)
+		if err == nil {
+			err = s.setSeq(q.seq)
+		}
+		if err != nil {
+			return fmt.Errorf("%v: %w", q.queue, err)
+		}
 	}
-	return s.SetQueueSeq(SendQueue, first-uint32(s.priming.bytes()))
+	return nil
 }
 
 // connect, in repair mode, sends nothing: the socket becomes established. That
@@ -181,11 +207,11 @@ func (s *Socket) connect(snap *Snapshot) error {
 	if !snap.Remote.IsValid() || snap.State == StateSynSent {
 		return nil
 	}
-	sa, err := toSockaddr(s.fd, snap.Remote)
+	sa, err := toRawSockaddr(s.fd, snap.Remote)
 	if err != nil {
 		return because(ErrNoRoute, err)
 	}
-	err = unix.Connect(s.fd, sa)
+	err = sa.connect(s.fd)
 	return because(connectReasons.of(err), err)
 }
 
@@ -203,6 +229,9 @@ var connectReasons = reasons{
 type reasons map[unix.Errno]error
 
 func (r reasons) of(err error) error {
+	if err == nil {
+		return nil
+	}
 	errno, _ := errors.AsType[unix.Errno](err)
 	return r[errno]
 }
@@ -297,6 +326,9 @@ func (s *Socket) restoreWindow(snap *Snapshot, plan windowPlan) error {
 // queue in fresh buffers takes other memory than it took before.
 func (s *Socket) restoreBuffers(snap *Snapshot, plan windowPlan) error {
 	want := &snap.Options
+	if want.RecvBuffer == 0 && want.SendBuffer == 0 {
+		return s.setBufferLock(want.BufferLock)
+	}
 	memory, err := s.memory()
 	if err != nil {
 		return err
@@ -310,27 +342,29 @@ func (s *Socket) restoreBuffers(snap *Snapshot, plan windowPlan) error {
 			}
 		}
 	}
-	return s.restoreSendBuffer(snap)
+	return s.restoreSendBuffer(snap, memory.sendBuffer)
 }
 
 // restoreSendBuffer sets the send buffer to its saved size, and whether the kernel
 // tunes it and the receive buffer.
-func (s *Socket) restoreSendBuffer(snap *Snapshot) error {
+func (s *Socket) restoreSendBuffer(snap *Snapshot, now uint32) error {
 	want := &snap.Options
-	if want.SendBuffer > 0 {
-		now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-		if err == nil && now != int(want.SendBuffer) {
-			err = s.setBuffer(sendBuffer, int(want.SendBuffer))
-		}
-		if err != nil {
+	if want.SendBuffer > 0 && now != want.SendBuffer {
+		if err := s.setBuffer(sendBuffer, int(want.SendBuffer)); err != nil {
 			return err
 		}
 	}
-	return s.setBufferLock(int(want.BufferLock))
+	return s.setBufferLock(want.BufferLock)
 }
 
 // afterConnect sets the options that may not be set earlier.
 func (s *Socket) afterConnect(snap *Snapshot) error {
+	if s.options.noOptions {
+		if s.send.again {
+			return nil
+		}
+		return s.setPostponedCongestion()
+	}
 	if err := s.apply(afterConnect); err != nil {
 		return err
 	}

@@ -60,7 +60,7 @@ func (s *Socket) start(snap *Snapshot) error {
 		{true, func(*Snapshot) error { return s.unhasten() }},
 		{true, func(*Snapshot) error { return s.apply(afterResume) }},
 		{len(s.priming.rounds) > 0 || s.effects.Delivered > 0, s.nudge},
-		{true, func(*Snapshot) error { return s.setBlocking(snap.Options.NonBlocking) }},
+		{!s.options.noOptions, func(*Snapshot) error { return s.setBlocking(snap.Options.NonBlocking) }},
 	} {
 		if !step.needed {
 			continue
@@ -99,7 +99,11 @@ func (s *Socket) writeHeld(snap *Snapshot) error {
 	if err != nil {
 		return err
 	}
-	return s.restoreSendBuffer(snap)
+	now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+	if err != nil {
+		return err
+	}
+	return s.restoreSendBuffer(snap, uint32(now))
 }
 
 // pushOnce sends what waits and leaves TCP_NODELAY as the snapshot has it.

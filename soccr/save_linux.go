@@ -18,78 +18,145 @@ import (
 // connection moves while it is read, Save fails with ErrChanged; saving again is
 // then fine. Errors come inside an *OpError.
 func (s *Socket) Save() (*Snapshot, error) {
-	snap, err := s.save()
-	if err != nil {
-		return nil, s.fail("save", err)
+	snap := new(Snapshot)
+	if err := s.SaveTo(snap); err != nil {
+		return nil, err
 	}
 	return snap, nil
+}
+
+// SaveTo is Save into a snapshot that is not needed any more, whose memory it takes
+// over as far as it is large enough; what else was in it is gone, even on error.
+func (s *Socket) SaveTo(snap *Snapshot) error {
+	*snap = Snapshot{
+		RecvQueue: snap.RecvQueue[:0], SendQueue: snap.SendQueue[:0],
+		Options: Options{Settings: snap.Options.Settings[:0]},
+	}
+	if err := s.save(snap); err != nil {
+		return s.fail("save", err)
+	}
+	return nil
 }
 
 // betweenReads lets a test change the connection while it is being saved.
 var betweenReads = func() {}
 
-func (s *Socket) save() (*Snapshot, error) {
-	before, err := s.observe()
-	if err != nil {
-		return nil, s.notPaused(err)
+func (s *Socket) save(snap *Snapshot) error {
+	var before observation
+	if err := s.observe(&before); err != nil {
+		return s.notPaused(err)
 	}
 	s.correctUnsent(&before)
-	snap := &Snapshot{State: State(before.info.State), Unsent: before.unsent}
+	snap.State, snap.Unsent = State(before.info.State), before.unsent
 	if !snap.State.row().movable {
-		return nil, &FieldError{Field: "State", Got: snap.State, Err: ErrState}
+		return &FieldError{Field: "State", Got: snap.State, Err: ErrState}
 	}
 	if err := s.saveAddrs(snap); err != nil {
-		return nil, err
+		return err
 	}
-	if err := s.refuse(before.received); err != nil {
-		return nil, err
-	}
-	memory, err := s.memory()
-	if err != nil {
-		return nil, err
-	}
-	if memory.options > 0 {
-		if snap.MD5Keys, err = s.md5Keys(snap.State); err != nil {
-			return nil, err
+	var err error
+	if snap.State == StateClose { // what is in its queues ends there, too
+		if snap.Reset, err = s.pendingError(snap); err != nil {
+			return err
 		}
 	}
-	if snap.Reset, err = s.pendingError(snap); err != nil {
-		return nil, err
+	if !s.options.noVerify {
+		if err := s.refuseUrgent(before.received); err != nil {
+			return err
+		}
 	}
-	if err := s.saveQueues(snap, &before); err != nil {
-		return nil, err
-	}
-	snap.Options.RecvBuffer, snap.Options.SendBuffer = memory.recvBuffer, memory.sendBuffer
 	if snap.State.row().connected {
 		if err := s.saveNegotiated(snap, &before); err != nil {
-			return nil, err
+			return err
 		}
-		snap.Path = pathOf(&before.info)
-		snap.Window = before.window
-		snap.Window.RcvSsthresh, snap.Window.RecvMemory = before.info.Rcv_ssthresh, memory.recvAlloc
-		if snap.Window.Clamp, err = s.windowClamp(); err != nil {
-			return nil, err
-		}
+		snap.Path, snap.Window = pathOf(&before.info), before.window
 	}
-	k := known{noMemory: memory.options == 0, unpaced: before.info.Max_pacing_rate == math.MaxUint64}
-	if err := s.readOptions(snap, k); err != nil {
-		return nil, err
+	if err := s.saveMemory(snap, &before); err != nil {
+		return err
 	}
-	snap.Options.ReuseAddr = s.reuseAddr
-	if snap.Options.ReadShutdown, err = s.readShutdown(snap.State); err != nil {
-		return nil, err
+	if err := s.saveQueues(snap, &before); err != nil {
+		return err
 	}
-	s.undone(snap)
+	if s.options.noVerify {
+		s.undone(snap)
+		return snap.Validate()
+	}
 	betweenReads()
-	after, err := s.observe()
-	if err != nil {
-		return nil, err
+	var after observation
+	if err := s.observeAgain(&after, &before); err != nil {
+		return err
 	}
 	s.correctUnsent(&after)
 	if err := before.unchanged(&after); err != nil {
-		return nil, err
+		return err
 	}
-	return snap, snap.Validate() // what could not be restored is refused now
+	s.undone(snap)
+	return snap.Validate() // what could not be restored is refused now
+}
+
+// saveBuffers saves the sizes of buffers that hold more than fits into a new
+// socket's along with what the window promises.
+func (s *Socket) saveBuffers(snap *Snapshot, seen *observation) error {
+	const little = 16 << 10
+	if seen.received <= little && seen.unacked <= little {
+		return nil
+	}
+	memory, err := s.memory()
+	if err != nil {
+		return err
+	}
+	o := &snap.Options
+	if seen.received > little {
+		o.RecvBuffer, snap.Window.RecvMemory = memory.recvBuffer, memory.recvAlloc
+	}
+	if seen.unacked > little {
+		o.SendBuffer = memory.sendBuffer
+	}
+	o.BufferLock, err = s.bufferLock()
+	return err
+}
+
+// saveMemory saves the socket options, and what else SO_MEMINFO tells of.
+func (s *Socket) saveMemory(snap *Snapshot, seen *observation) error {
+	if s.options.noOptions {
+		return s.saveBuffers(snap, seen)
+	}
+	memory, err := s.memory()
+	if err != nil {
+		return err
+	}
+	o := &snap.Options
+	o.RecvBuffer, o.SendBuffer = memory.recvBuffer, memory.sendBuffer
+	connected := snap.State.row().connected
+	if connected {
+		snap.Window.RecvMemory = memory.recvAlloc
+	}
+	if err := s.refuseULP(); err != nil {
+		return err
+	}
+	if memory.options > 0 || !connected { // an unconnected socket can be ready for TCP-AO without a key
+		if err := s.refuseAO(); err != nil {
+			return err
+		}
+	}
+	if memory.options > 0 {
+		if snap.MD5Keys, err = s.md5Keys(snap.State); err != nil {
+			return err
+		}
+	}
+	if connected {
+		snap.Window.RcvSsthresh = seen.info.Rcv_ssthresh
+		if snap.Window.Clamp, err = s.windowClamp(); err != nil {
+			return err
+		}
+	}
+	k := known{noMemory: memory.options == 0, unpaced: seen.info.Max_pacing_rate == math.MaxUint64}
+	if err := s.readOptions(snap, k); err != nil {
+		return err
+	}
+	o.ReuseAddr = s.reuseAddr
+	o.ReadShutdown, err = s.readShutdown(snap.State)
+	return err
 }
 
 // correctUnsent undoes what reading the send queue does to the counters. While
@@ -121,8 +188,9 @@ func (s *Socket) undone(snap *Snapshot) {
 	if s.postponed != "" {
 		snap.Options.Congestion = s.postponed
 	}
-	// The last of them are not set, and the filter may be ours.
-	snap.Options.Settings = slices.Clone(s.restored.Options.Settings)
+	if !s.options.noOptions { // the last of them are not set, and the filter may be ours
+		snap.Options.Settings = slices.Clone(s.restored.Options.Settings)
+	}
 }
 
 func (s *Socket) saveAddrs(snap *Snapshot) (err error) {
@@ -136,7 +204,7 @@ func (s *Socket) saveAddrs(snap *Snapshot) (err error) {
 	return nil
 }
 
-func (s *Socket) saveQueues(snap *Snapshot, seen *observation) (err error) {
+func (s *Socket) saveQueues(snap *Snapshot, seen *observation) error {
 	row := snap.State.row()
 	if snap.State.finPending() && snap.Unsent > 0 {
 		snap.Unsent-- // the kernel counts the FIN with the unsent bytes
@@ -145,13 +213,7 @@ func (s *Socket) saveQueues(snap *Snapshot, seen *observation) (err error) {
 	if snap.State == StateClose {
 		snap.Unsent = 0
 	}
-	if snap.RecvQueue, err = s.readQueue(RecvQueue, seen.received); err != nil {
-		return err
-	}
-	if snap.SendQueue, err = s.readQueue(SendQueue, seen.unacked); err != nil {
-		return err
-	}
-	if snap.RecvSeq, snap.SendSeq, err = s.seqs(); err != nil {
+	if err := s.readQueues(snap, seen); err != nil {
 		return err
 	}
 	if row.finReceived && !snap.Reset {
@@ -163,8 +225,34 @@ func (s *Socket) saveQueues(snap *Snapshot, seen *observation) (err error) {
 	return nil
 }
 
+// readQueues reads the bytes and the sequence numbers of both queues. The receive
+// queue comes last: who does not verify leaves it selected, where it does no harm
+// (see inQueue).
+func (s *Socket) readQueues(snap *Snapshot, seen *observation) error {
+	err := s.selectQueue(SendQueue)
+	if err == nil {
+		snap.SendQueue, err = s.peekSendQueue(snap.SendQueue, seen.unacked)
+	}
+	if err == nil {
+		snap.SendSeq, err = s.seq(SendQueue)
+	}
+	if err == nil {
+		err = s.selectQueue(RecvQueue)
+	}
+	if err == nil {
+		snap.RecvQueue, err = s.peekRecvQueue(snap.RecvQueue, seen.received)
+	}
+	if err == nil {
+		snap.RecvSeq, err = s.seq(RecvQueue)
+	}
+	if err == nil && s.options.noVerify {
+		return nil
+	}
+	return errors.Join(err, s.selectQueue(NoQueue))
+}
+
 func (s *Socket) saveNegotiated(snap *Snapshot, seen *observation) error {
-	n, err := s.negotiated(seen.info)
+	n, err := s.negotiated(&seen.info)
 	if err != nil {
 		return err
 	}
@@ -217,23 +305,40 @@ type observation struct {
 
 // observe must run while no queue is selected: an ACK that arrives while the
 // send queue is would mark unsent bytes as sent.
-func (s *Socket) observe() (o observation, err error) {
-	if o.info, err = s.info(); err != nil {
-		return o, err
+func (s *Socket) observe(o *observation) (err error) {
+	if o.info, err = s.info(); err != nil || !State(o.info.State).row().movable {
+		return err
 	}
-	state := State(o.info.State)
-	if !state.row().movable {
-		return o, nil
-	}
+	return s.observeRest(o)
+}
+
+func (s *Socket) observeRest(o *observation) (err error) {
 	if o.window, err = s.repairWindow(); err != nil {
-		return o, err
+		return err
 	}
-	if o.received, err = s.queueLen(RecvQueue, state); err != nil {
-		return o, err
+	return s.observeQueues(o)
+}
+
+func (s *Socket) observeQueues(o *observation) (err error) {
+	if o.received, err = s.queueLen(RecvQueue, &o.info); err != nil {
+		return err
 	}
-	o.unacked, err = s.queueLen(SendQueue, state)
+	o.unacked, err = s.queueLen(SendQueue, &o.info)
 	o.unsent = int(o.info.Notsent_bytes)
-	return o, err
+	return err
+}
+
+// observeAgain reads what can have changed since before. The windows do not when
+// no segment has come or gone.
+func (s *Socket) observeAgain(o, before *observation) (err error) {
+	if o.info, err = s.info(); err != nil || !State(o.info.State).row().movable {
+		return err
+	}
+	if o.info.Segs_in != before.info.Segs_in || o.info.Segs_out != before.info.Segs_out {
+		return s.observeRest(o)
+	}
+	o.window = before.window
+	return s.observeQueues(o)
 }
 
 // unchanged compares two observations of a connection and names what moved.

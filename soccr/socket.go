@@ -11,6 +11,10 @@ import (
 type Socket struct {
 	fd int // the caller's; never closed here
 
+	// given are the options of Pause, options those and Restore's.
+	given   []Option
+	options settings
+
 	// reuseAddr is the program's SO_REUSEADDR, which repair mode overwrites.
 	reuseAddr bool
 	// local and remote are the connection's ends as far as known, for errors.
@@ -24,6 +28,13 @@ type Socket struct {
 	restored *Snapshot
 	// over is the connection of which Restore has made a closed socket.
 	over *Snapshot
+	// snap and plan are what Restore is putting into the socket.
+	snap *Snapshot
+	plan windowPlan
+	// selected is the queue that is, in repair mode.
+	selected Queue
+	// sized: a buffer was set, so that the kernel does not tune it.
+	sized bool
 	// bound: Disconnect may have left its port to it. gated: see closeGate.
 	bound, gated bool
 	// priming is what Restore primes it for; postponed is the congestion control
@@ -41,8 +52,6 @@ type Socket struct {
 	send sendPlan
 	// rtoMax is the bound of the timers, in milliseconds, that Resume puts back.
 	rtoMax int
-	// options are those of Restore.
-	options settings
 	// injectors are open while one call injects, see closeInjectors.
 	injectors map[door]*rawfin.Injector
 	// chosen are the socket options that Restore sets, losses those that it could not.
