@@ -11,5 +11,6 @@ func commands(stdout, stderr *os.File) []*cobra.Command {
 	return []*cobra.Command{
 		checkCommand(stdout),
 		lsCommand(stdout),
+		swapCommand(stdout, stderr),
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +42,9 @@ var echoes = map[string]func() error{
 	"poll":    echoPoll,
 	"forked":  echoForked,
 	"medley":  medley,
+	"idle":    idleListener,
+	"uring":   uring,
+	"foreign": foreign,
 }
 
 // echoBuffer is how much they read at a time.
@@ -294,11 +298,7 @@ func echoForked() error {
 	if err != nil {
 		return err
 	}
-	child := exec.Command("/proc/self/exe")
-	child.Env = append(os.Environ(), "MIGRATE_CHILD=1")
-	child.Stderr = os.Stderr
-	child.ExtraFiles = []*os.File{os.NewFile(uintptr(fd), "connection")}
-	return child.Run()
+	return haveServed(fd, nil)
 }
 
 // medley has sockets of many families open, and uses none.
@@ -321,6 +321,61 @@ func medley() error {
 	fmt.Println("ready")
 	time.Sleep(time.Hour)
 	return nil
+}
+
+// idleListener accepts a connection, and does nothing with it.
+func idleListener() error {
+	listener, err := rawListen(0)
+	if err != nil {
+		return err
+	}
+	if _, _, err := unix.Accept(listener); err != nil {
+		return err
+	}
+	time.Sleep(time.Hour)
+	return nil
+}
+
+// uring has an io_uring instance.
+func uring() error {
+	params := make([]byte, 120) // struct io_uring_params
+	if _, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 4, uintptr(unsafe.Pointer(unsafe.SliceData(params))), 0); errno != 0 {
+		return fmt.Errorf("io_uring_setup: %w", errno)
+	}
+	return idleListener()
+}
+
+// foreign has a child in another network namespace than its socket.
+func foreign() error {
+	if os.Getenv("MIGRATE_CHILD") != "" {
+		time.Sleep(time.Hour)
+		return nil
+	}
+	listener, err := rawListen(0)
+	if err != nil {
+		return err
+	}
+	fd, _, err := unix.Accept(listener)
+	if err != nil {
+		return err
+	}
+	return haveServed(fd, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET})
+}
+
+// haveServed gives a connection to a child.
+func haveServed(fd int, attributes *syscall.SysProcAttr) error {
+	child := exec.Command("/proc/self/exe")
+	child.Env = append(os.Environ(), "MIGRATE_CHILD=1")
+	child.Stderr = os.Stderr
+	child.ExtraFiles = []*os.File{os.NewFile(uintptr(fd), "connection")}
+	child.SysProcAttr = attributes
+	if err := child.Start(); err != nil {
+		return err
+	}
+	if attributes != nil {
+		_ = child.ExtraFiles[0].Close()
+	}
+	return child.Wait()
 }
 
 // An echo is such a program.

@@ -207,7 +207,7 @@ func protocolName(domain, kind, protocol int) string {
 func addrText(addr unix.Sockaddr) string {
 	switch a := addr.(type) {
 	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)).String()
+		return addrPort(a).String()
 	case *unix.SockaddrInet6:
 		addr := netip.AddrFrom16(a.Addr)
 		if a.ZoneId != 0 {

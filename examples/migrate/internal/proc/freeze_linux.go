@@ -263,7 +263,8 @@ func whyNot(pid int, err error) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if tracer := statusNumber(pid, "TracerPid"); tracer != 0 {
+	if tracer := statusNumber(pid, "TracerPid"); tracer != 0 { // a thread
+		tracer = statusNumber(tracer, "Tgid")
 		return fmt.Errorf("%s: %w: process %d (%s)", what, ErrTraced, tracer, Name(tracer))
 	}
 	return fmt.Errorf("%s: %w: %w (%s)", what, ErrNoPermission, err, cure())

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/diag"
+	"github.com/gosoccr/gosoccr/examples/migrate/internal/proc"
+	"github.com/gosoccr/gosoccr/internal/netns"
+	"github.com/gosoccr/gosoccr/soccr"
+	"github.com/gosoccr/gosoccr/soccr/netlock"
+)
+
+// A worker stops a program and takes its connections apart.
+type worker struct {
+	pid     int
+	limit   time.Duration // to stop the program
+	freezer *proc.Freezer
+	thief   *proc.Thief
+	lock    *netlock.Lock
+	tap     *soccr.Tap // or nil
+	ns      *os.File   // the program's network namespace
+
+	// outside are the processes that hold a socket of the program and do not belong
+	// to it, by inode: 0 for the sockets that only the program holds.
+	outside map[uint32]int
+}
+
+// newWorker prepares all that can be while the program still runs.
+func newWorker(pid int, limit, lockTimeout time.Duration) (_ *worker, err error) {
+	w := &worker{pid: pid, limit: limit, freezer: proc.NewFreezer(), thief: proc.NewThief()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.close())
+		}
+	}()
+	if _, err := proc.Tree(pid); err != nil {
+		return nil, err
+	}
+	path := fmt.Sprintf("/proc/%d/ns/net", pid)
+	if w.ns, err = os.Open(path); err != nil {
+		return nil, fmt.Errorf("look into process %d (%s): %w", pid, proc.Name(pid), err)
+	}
+	fd := int(w.ns.Fd())
+	if netns.Current(fd) {
+		w.lock, err = netlock.New(netlock.WithTimeout(lockTimeout))
+	} else {
+		w.lock, err = netlock.New(netlock.WithTimeout(lockTimeout), netlock.WithNetNS(fd))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("in the network namespace of process %d: %w", pid, err)
+	}
+	// Without a tap, what arrives meanwhile is sent again when the peer's timer says so.
+	openTap := func() (err error) {
+		w.tap, err = soccr.OpenTap()
+		return err
+	}
+	if netns.Current(fd) {
+		err = openTap()
+	} else {
+		err = netns.Do(fd, openTap)
+	}
+	if errors.Is(err, soccr.ErrNoPermission) {
+		err = nil
+	}
+	return w, err
+}
+
+func (w *worker) close() error {
+	var err error
+	if w.tap != nil {
+		err = errors.Join(err, w.tap.Close())
+	}
+	if w.lock != nil {
+		err = errors.Join(err, w.lock.Close())
+	}
+	if w.ns != nil {
+		err = errors.Join(err, w.ns.Close())
+	}
+	w.freezer.Close()
+	return errors.Join(err, w.thief.Close())
+}
+
+// survey finds out which of the program's sockets others hold, too: they would see
+// the connection disappear. That takes a look into all processes, so it comes
+// before the program is stopped, and only when there are new sockets.
+func (w *worker) survey() error {
+	pids, err := proc.Tree(w.pid)
+	if err != nil {
+		return err
+	}
+	inodes := map[uint32]int{}
+	complete := w.outside != nil
+	ours := map[int]bool{}
+	for _, pid := range pids {
+		ours[pid] = true
+		for h, err := range diag.HeldBy(pid) {
+			if err != nil {
+				return fmt.Errorf("look into process %d (%s): %w", pid, proc.Name(pid), err)
+			}
+			holder, known := w.outside[h.Inode]
+			inodes[h.Inode] = holder
+			complete = complete && known
+		}
+		if proc.UsesIOUring(pid) {
+			return fmt.Errorf("process %d (%s) uses io_uring, whose requests go on while it is stopped", pid, proc.Name(pid))
+		}
+	}
+	if !complete {
+		for h, err := range diag.Holders() {
+			if err != nil {
+				continue // not ours to look into; whoever has our sockets is, as a rule
+			}
+			if _, interesting := inodes[h.Inode]; interesting && !ours[h.PID] && h.PID != os.Getpid() {
+				inodes[h.Inode] = h.PID
+			}
+		}
+	}
+	w.outside = inodes
+	return nil
+}
+
+// A stopped program is one that is frozen, with the sockets it had then.
+type stoppedProgram struct {
+	worker *worker
+	frozen *proc.Frozen
+	*collection
+	began time.Time // when it was stopped
+}
+
+// stop stops the program. Whoever calls it lets the program go on.
+func (w *worker) stop() (*stoppedProgram, error) {
+	s := &stoppedProgram{worker: w, began: time.Now()}
+	var err error
+	if s.frozen, err = w.freezer.Freeze(w.pid, w.limit); err != nil {
+		return nil, err
+	}
+	if s.collection, err = openSockets(s.frozen.PIDs, w.thief); err != nil {
+		return nil, errors.Join(err, s.frozen.Thaw())
+	}
+	return s, nil
+}
+
+// goOn lets the program go on, and says how long it was stopped.
+func (s *stoppedProgram) goOn() (time.Duration, error) {
+	err := s.frozen.Thaw()
+	return time.Since(s.began), errors.Join(err, s.close())
+}
+
+// A connection is a socket that is being taken apart.
+type connection struct {
+	*socket
+	flow   netlock.Flow
+	paused *soccr.Socket
+	snap   *soccr.Snapshot
+	// apart: the connection is only in the snapshot.
+	apart bool
+}
+
+// errOutside: see worker.outside.
+var errOutside = errors.New("a process that does not belong to the program has it, too")
+
+// hindrance is why a connection of the stopped program must not be touched.
+func (s *stoppedProgram) hindrance(c *socket) error {
+	if !c.Dump {
+		return errors.New(c.Why)
+	}
+	holder, known := s.worker.outside[c.Inode]
+	switch {
+	case !known:
+		return errors.New("it was opened a moment ago")
+	case holder != 0:
+		return fmt.Errorf("%w: %d (%s)", errOutside, holder, proc.Name(holder))
+	}
+	ns, err := unix.IoctlRetInt(c.fd, unix.SIOCGSKNS)
+	if err != nil {
+		return fmt.Errorf("its network namespace: %w", err)
+	}
+	defer unix.Close(ns)
+	var own, theirs unix.Stat_t
+	if err := errors.Join(unix.Fstat(ns, &theirs), unix.Fstat(int(s.worker.ns.Fd()), &own)); err != nil {
+		return err
+	}
+	if own.Ino != theirs.Ino || own.Dev != theirs.Dev {
+		return fmt.Errorf("it belongs to another network namespace than process %d", s.worker.pid)
+	}
+	return nil
+}
+
+// flowOf asks a connected socket for its addresses.
+func flowOf(fd int) (netlock.Flow, error) {
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return netlock.Flow{}, os.NewSyscallError("getsockname", err)
+	}
+	remote, err := unix.Getpeername(fd)
+	if err != nil {
+		return netlock.Flow{}, os.NewSyscallError("getpeername", err)
+	}
+	return netlock.Flow{Local: addrPort(local), Remote: addrPort(remote)}, nil
+}
+
+// addrPort is the address as packets have it: without a zone.
+func addrPort(addr unix.Sockaddr) netip.AddrPort {
+	switch a := addr.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
+	default:
+		return netip.AddrPort{}
+	}
+}
+
+// watch has the tap keep what comes for connections, and forget ends that.
+func (w *worker) watch(flows []netlock.Flow) error {
+	if w.tap == nil {
+		return nil
+	}
+	for _, f := range flows {
+		if err := w.tap.Watch(f.Local, f.Remote); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *worker) forget(flows []netlock.Flow) {
+	if w.tap == nil {
+		return
+	}
+	for _, f := range flows {
+		w.tap.Forget(f.Local, f.Remote)
+	}
+}
+
+// save pauses a connection and reads it. If it fails, the connection is as it was.
+func (c *connection) save() (err error) {
+	const attempts = 5 // packets that were past the lock when it closed may still arrive
+	if c.paused, err = soccr.Pause(c.fd); err != nil {
+		return err
+	}
+	for range attempts {
+		if c.snap, err = c.paused.Save(); !errors.Is(err, soccr.ErrChanged) {
+			break
+		}
+	}
+	if err != nil {
+		return errors.Join(err, c.paused.Resume())
+	}
+	return nil
+}
+
+// rebuild puts the connection back into its socket. There is nothing else to be done
+// with it, so it tries again, and at last without what makes it go on at once.
+func (c *connection) rebuild(w *worker) error {
+	options := []soccr.Option{soccr.WithLock(w.lock)}
+	if w.tap != nil {
+		options = append(options, soccr.WithTap(w.tap))
+	}
+	var failure error
+	for _, more := range [][]soccr.Option{nil, nil, {soccr.WithPlain()}} {
+		err := c.paused.Restore(c.snap, append(options, more...)...)
+		if err == nil {
+			c.apart = false
+			return nil
+		}
+		failure = err
+	}
+	return fmt.Errorf("LOST: %w", failure)
+}

@@ -1,0 +1,301 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/gosoccr/gosoccr/diag"
+
+	"github.com/gosoccr/gosoccr/soccr/netlock"
+)
+
+// swapConfig is what the command line says about swap.
+type swapConfig struct {
+	pid                int
+	every              time.Duration
+	count              int
+	limit, lockTimeout time.Duration
+	asJSON             bool
+}
+
+func swapCommand(stdout, stderr *os.File) *cobra.Command {
+	var config swapConfig
+	c := &cobra.Command{
+		Use:   "swap -t PID",
+		Short: "Take a program's connections apart and rebuild them in place, while it runs",
+		Long: `swap is a drill: would this program and its peers survive a move? It stops a process
+and all its descendants, locks their TCP connections, saves each, takes it out of
+its socket, restores it from what it has saved, and lets the program go on: what a
+dump here and a restore elsewhere would do, but in the very same sockets. The
+program keeps its descriptors, its epoll registrations and all else; system calls
+in which it waits go on as if nothing had been.
+
+With --every, it does so again and again. A connection whose peer has not
+acknowledged anything since it was last swapped is left alone until it has: each
+swap begins its timers anew.
+
+Listening sockets, and those of other families, stay as they are. A connection that
+cannot be moved stays as it is, too, and the summary says why.
+
+The work is done by a guard, a process of its own. If migrate is killed, be it by
+kill -9, the guard finishes the round and ends; the program is never left stopped,
+nor are connections left apart. Do not kill the guard.
+
+What a program can notice: it was stopped for a moment; a blocking send, or a
+receive with MSG_WAITALL, returns what it had done so far; SO_RCVTIMEO and
+SO_SNDTIMEO begin anew with each round.
+
+Exit status: 0 all connections were swapped; 3 some could not be; 1 nothing could
+be done; 130 interrupted.`,
+		Example: `  migrate swap -t 1234
+  migrate swap -t 1234 --every 100ms --count 100`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			switch {
+			case config.pid <= 0:
+				return usageError(errors.New("which program? -t PID"))
+			case config.every < 0 || config.count < 0:
+				return usageError(errors.New("numbers must not be negative"))
+			case config.every == 0 && !c.Flags().Changed("count"):
+				config.count = 1
+			}
+			return guarded(func(ctx context.Context) error { return swap(ctx, config, stdout, stderr) })
+		},
+	}
+	flags := c.Flags()
+	flags.SortFlags = false
+	treeFlag(c, &config.pid)
+	flags.DurationVar(&config.every, "every", 0, "swap again and again, with this much time in between")
+	flags.IntVar(&config.count, "count", 0, "how many times; 0 is until it is interrupted, or once without --every")
+	timeoutFlags(c, &config.limit, &config.lockTimeout)
+	flags.BoolVar(&config.asJSON, "json", false, "print the summary as one JSON object")
+	return c
+}
+
+// timeoutFlags are those of all commands that stop programs.
+func timeoutFlags(c *cobra.Command, limit, lock *time.Duration) {
+	c.Flags().DurationVar(limit, "timeout", 10*time.Second, "how long to wait for the program to stop")
+	c.Flags().DurationVar(lock, "lock-timeout", netlock.DefaultTimeout, "how long connections stay locked if nobody is left to unlock them")
+}
+
+// A swapResult is the summary.
+type swapResult struct {
+	Rounds  int       `json:"rounds"`
+	Swapped int       `json:"swapped"` // connections, counted each time
+	Waited  int       `json:"waited"`  // those left alone because their peer had acknowledged nothing
+	Bytes   int64     `json:"bytes"`   // in their queues
+	Frozen  []int64   `json:"frozen_us"`
+	Locked  []int64   `json:"locked_us"`
+	Refused []refusal `json:"refused"`
+	Error   string    `json:"error,omitempty"`
+}
+
+// A refusal is a connection that was left as it is, and why.
+type refusal struct {
+	PID   int    `json:"pid"`
+	FD    int    `json:"fd"`
+	Local string `json:"local"`
+	Peer  string `json:"peer"`
+	Why   string `json:"why"`
+}
+
+// A swapper swaps a program's connections.
+type swapper struct {
+	*worker
+	result swapResult
+	// last is what the peer of a connection had acknowledged when it was swapped
+	// last, by cookie, if there was something to acknowledge.
+	last map[uint64]uint32
+	// refused are the sockets in result.Refused, by cookie.
+	refused map[uint64]bool
+}
+
+func swap(ctx context.Context, config swapConfig, stdout, stderr *os.File) error {
+	w, err := newWorker(config.pid, config.limit, config.lockTimeout)
+	if err != nil {
+		return failed(err)
+	}
+	s := &swapper{worker: w, last: map[uint64]uint32{}, refused: map[uint64]bool{}}
+	s.result.Frozen, s.result.Locked, s.result.Refused = []int64{}, []int64{}, []refusal{}
+	err = errors.Join(s.repeat(ctx, config, progressOn(stderr)), w.close())
+	r := &s.result
+	if err != nil {
+		r.Error = err.Error()
+	}
+	if config.asJSON {
+		err = errors.Join(err, printJSON(stdout, r))
+	} else if r.Rounds > 0 {
+		err = errors.Join(err, r.print(stdout))
+	}
+	switch {
+	case err != nil:
+		return failed(err)
+	case ctx.Err() != nil:
+		return &failure{statusInterrupted, nil}
+	case len(r.Refused) > 0:
+		return &failure{statusPartly, nil}
+	}
+	return nil
+}
+
+// progressOn shows how far it has come, on a terminal.
+func progressOn(stderr *os.File) func(*swapResult) {
+	if !term.IsTerminal(int(stderr.Fd())) {
+		return func(*swapResult) {}
+	}
+	return func(r *swapResult) {
+		if r == nil {
+			fmt.Fprintln(stderr)
+			return
+		}
+		fmt.Fprintf(stderr, "\rround %d, %d connections, stopped for %s \x1b[K", r.Rounds, r.Swapped, short(r.Frozen[len(r.Frozen)-1]))
+	}
+}
+
+// repeat swaps as often as it shall.
+func (s *swapper) repeat(ctx context.Context, config swapConfig, progress func(*swapResult)) error {
+	ticks := time.NewTicker(max(config.every, time.Nanosecond))
+	defer ticks.Stop()
+	for {
+		if err := s.survey(); err != nil {
+			return err
+		}
+		if err := s.round(); err != nil {
+			return err
+		}
+		progress(&s.result)
+		if s.result.Rounds == config.count {
+			break
+		}
+		select {
+		case <-ticks.C:
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	progress(nil)
+	return nil
+}
+
+// round stops the program, swaps its connections, and lets it go on.
+func (s *swapper) round() error {
+	program, err := s.stop()
+	if err != nil {
+		return err
+	}
+	err = s.swapAll(program)
+	frozen, thawing := program.goOn()
+	s.result.Rounds++
+	s.result.Frozen = append(s.result.Frozen, frozen.Microseconds())
+	return errors.Join(err, thawing)
+}
+
+// swapAll swaps the connections of the stopped program. Whatever fails, it leaves
+// none apart, paused or locked if there is a way.
+func (s *swapper) swapAll(program *stoppedProgram) (err error) {
+	var all []*connection
+	var flows []netlock.Flow
+	for _, c := range program.sockets {
+		if !c.tcp() || !diag.Connected.Has(diag.State(c.state)) {
+			continue
+		}
+		if hindrance := program.hindrance(c); hindrance != nil {
+			s.refuse(c, hindrance)
+			continue
+		}
+		flow, err := flowOf(c.fd)
+		if err != nil {
+			return err
+		}
+		all, flows = append(all, &connection{socket: c, flow: flow}), append(flows, flow)
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	defer s.forget(flows)
+	if err := s.watch(flows); err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := s.lock.Add(flows...); err != nil {
+		return err
+	}
+	for _, c := range all {
+		if failure := c.save(); failure != nil {
+			s.refuse(c.socket, failure)
+			c.paused = nil
+		} else {
+			err = errors.Join(err, s.swapOne(c))
+		}
+	}
+	err = errors.Join(err, s.lock.Remove(flows...))
+	s.result.Locked = append(s.result.Locked, time.Since(began).Microseconds())
+	for _, c := range all {
+		if c.paused != nil && !c.apart {
+			err = errors.Join(err, c.paused.Resume())
+		}
+	}
+	return err
+}
+
+// swapOne takes a saved connection out of its socket and puts it back.
+func (s *swapper) swapOne(c *connection) error {
+	acknowledged := c.snap.SendSeq - uint32(len(c.snap.SendQueue))
+	last, again := s.last[c.Cookie]
+	delete(s.last, c.Cookie)
+	if c.snap.Unacked() > 0 {
+		s.last[c.Cookie] = acknowledged
+		if again && last == acknowledged {
+			s.result.Waited++
+			return nil
+		}
+	}
+	c.apart = true
+	if err := c.paused.Disconnect(); err != nil {
+		return err
+	}
+	if err := c.rebuild(s.worker); err != nil {
+		return err
+	}
+	s.result.Swapped++
+	s.result.Bytes += int64(len(c.snap.RecvQueue) + len(c.snap.SendQueue))
+	return nil
+}
+
+// refuse remembers why a connection stays as it is.
+func (s *swapper) refuse(c *socket, why error) {
+	if s.refused[c.Cookie] {
+		return
+	}
+	s.refused[c.Cookie] = true
+	s.result.Refused = append(s.result.Refused, refusal{c.Holders[0].PID, c.Holders[0].FD, c.Local, c.Peer, why.Error()})
+}
+
+// print writes the summary for people.
+func (r *swapResult) print(w io.Writer) error {
+	b := &lines{}
+	b.add("%d rounds, %d connections swapped with %s in their queues", r.Rounds, r.Swapped, size(r.Bytes))
+	if len(r.Frozen) > 0 {
+		b.add("  program stopped     %s", spread(r.Frozen))
+	}
+	if len(r.Locked) > 0 {
+		b.add("  connections locked  %s", spread(r.Locked))
+	}
+	if r.Waited > 0 {
+		b.add("  left alone          %d times, because the peer had acknowledged nothing since", r.Waited)
+	}
+	for _, refused := range r.Refused {
+		b.add("  stayed as it was    %s -> %s, descriptor %d of process %d: %s",
+			refused.Local, refused.Peer, refused.FD, refused.PID, refused.Why)
+	}
+	_, err := w.Write(b.text)
+	return err
+}

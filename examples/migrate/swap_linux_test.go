@@ -1,0 +1,332 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/diag"
+	"github.com/gosoccr/gosoccr/examples/migrate/internal/proc"
+	"github.com/gosoccr/gosoccr/internal/host/hosttest"
+)
+
+// A conversation is a client that sends without end what it expects to get back.
+type conversation struct {
+	conn     net.Conn
+	stop     chan struct{}
+	sent     chan error
+	received chan error
+	bytes    int64
+}
+
+// converse begins one.
+func converse(t *testing.T, addr string) *conversation {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	c := &conversation{conn: conn, stop: make(chan struct{}), sent: make(chan error, 1), received: make(chan error, 1)}
+	seed := [32]byte{byte(conn.LocalAddr().(*net.TCPAddr).Port)}
+	go func() { c.sent <- c.send(rand.NewChaCha8(seed)) }()
+	go func() { c.received <- c.receive(rand.NewChaCha8(seed)) }()
+	return c
+}
+
+func (c *conversation) send(random io.Reader) error {
+	b := make([]byte, 20_000)
+	for {
+		_, _ = random.Read(b)
+		if _, err := c.conn.Write(b); err != nil {
+			return err
+		}
+		select {
+		case <-c.stop:
+			return c.conn.(*net.TCPConn).CloseWrite()
+		default:
+		}
+	}
+}
+
+func (c *conversation) receive(random io.Reader) error {
+	got, want := make([]byte, 30_000), make([]byte, 30_000)
+	for {
+		n, err := c.conn.Read(got)
+		_, _ = random.Read(want[:n])
+		if !bytes.Equal(got[:n], want[:n]) {
+			return fmt.Errorf("wrong bytes behind the first %d", c.bytes)
+		}
+		c.bytes += int64(n)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// end ends a conversation, and fails the test if not all came back.
+func (c *conversation) end(t *testing.T) {
+	t.Helper()
+	close(c.stop)
+	_ = c.conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if err := <-c.sent; err != nil {
+		t.Errorf("sending: %v", err)
+	}
+	if err := <-c.received; err != nil {
+		t.Errorf("receiving, after %d bytes: %v", c.bytes, err)
+	}
+	if c.bytes == 0 {
+		t.Error("nothing came back")
+	}
+}
+
+// resets is how many RSTs this network namespace has sent.
+func resets(t *testing.T) int {
+	t.Helper()
+	content, err := os.ReadFile("/proc/thread-self/net/snmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for line := range strings.Lines(string(content)) {
+		fields := strings.Fields(line)
+		if fields[0] != "Tcp:" {
+			continue
+		}
+		if names == nil {
+			names = fields
+			continue
+		}
+		for i, name := range names {
+			if name == "OutRsts" {
+				n, err := strconv.Atoi(fields[i])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+		}
+	}
+	t.Fatal("no OutRsts")
+	return 0
+}
+
+// swapped runs swap and gives its summary.
+func swapped(t *testing.T, pid, want int, args ...string) (r swapResult) {
+	t.Helper()
+	got, stdout, stderr := status(t, inside(program(t, append([]string{"swap", "--json", "-t", fmt.Sprint(pid)}, args...)...)))
+	if err := json.Unmarshal([]byte(stdout), &r); err != nil || got != want {
+		t.Fatalf("status %d, want %d; %v: %s%s", got, want, err, stdout, stderr)
+	}
+	return r
+}
+
+// Programs of all kinds have their connections swapped again and again during
+// checked streams, and neither they nor their peers notice.
+func TestSwap(t *testing.T) {
+	hosttest.Need(t)
+	before := resets(t)
+	t.Run("programs", func(t *testing.T) {
+		for _, test := range []struct{ program, listen string }{
+			{"go", "127.0.0.1:0"}, {"threads", "127.0.0.1:0"}, {"epoll", "[::1]:0"}, {"poll", "127.0.0.1:0"}, {"forked", "127.0.0.1:0"},
+		} {
+			t.Run(test.program, func(t *testing.T) {
+				t.Parallel()
+				e := startEcho(t, test.program, test.listen)
+				clients := 3
+				if test.program == "forked" { // which takes one
+					clients = 1
+				}
+				var all []*conversation
+				for range clients {
+					all = append(all, converse(t, e.addr))
+				}
+				time.Sleep(50 * time.Millisecond)
+				const rounds = 10
+				r := swapped(t, e.pid, 0, "--every", "50ms", "--count", fmt.Sprint(rounds))
+				if r.Rounds != rounds || r.Swapped+r.Waited != rounds*clients || r.Swapped < rounds || len(r.Frozen) != rounds || len(r.Locked) != rounds {
+					t.Errorf("%+v", r)
+				}
+				for _, c := range all {
+					c.end(t)
+				}
+				if tracer := tracerOf(e.pid); tracer != "0" {
+					t.Errorf("process %s traces it", tracer)
+				}
+				if test.program == "threads" { // accept(2) has waited all the time
+					converse(t, e.addr).end(t)
+				}
+			})
+		}
+	})
+	if n := resets(t) - before; n > 0 {
+		t.Errorf("%d RSTs", n)
+	}
+}
+
+func tracerOf(pid int) string {
+	content, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, _ := strings.Cut(string(content), "TracerPid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(line)
+}
+
+// However the one that was started ends, the guard finishes what it is at.
+func TestKilled(t *testing.T) {
+	hosttest.Need(t)
+	e := startEcho(t, "threads", "127.0.0.1:0")
+	c := converse(t, e.addr)
+	var random = rand.New(rand.NewPCG(1, 2))
+	const kills = 15
+	for i := range kills {
+		cmd := inside(program(t, "swap", "-t", fmt.Sprint(e.pid), "--every", "2ms"))
+		var said bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &said, &said
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond)
+		// All of its process group, as a shell would.
+		if err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // which waits for the guard, too: it has the same standard output
+		if tracer := tracerOf(e.pid); tracer != "0" {
+			t.Fatalf("after kill %d, process %s traces it", i+1, tracer)
+		}
+		if strings.Contains(said.String(), "migrate:") {
+			t.Fatal(said.String())
+		}
+	}
+	c.end(t)
+}
+
+// ^C ends a series after the round.
+func TestInterrupted(t *testing.T) {
+	hosttest.Need(t)
+	e := startEcho(t, "poll", "127.0.0.1:0")
+	c := converse(t, e.addr)
+	cmd := inside(program(t, "swap", "--json", "-t", fmt.Sprint(e.pid), "--every", "5ms"))
+	var stdout bytes.Buffer
+	cmd.Stdout = &stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if err := cmd.Process.Signal(unix.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	var r swapResult
+	if err := json.Unmarshal(stdout.Bytes(), &r); err != nil {
+		t.Fatalf("%v in %q", err, stdout.Bytes())
+	}
+	if cmd.ProcessState.ExitCode() != statusInterrupted || r.Rounds < 1 || r.Error != "" {
+		t.Errorf("status %d, %+v", cmd.ProcessState.ExitCode(), r)
+	}
+	c.end(t)
+}
+
+// childOf waits until a program has a child that has the connection, as descriptor
+// 3. (For a moment, Go has other children.)
+func childOf(t *testing.T, e *echo) int {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		pids, err := proc.Tree(e.pid)
+		if err == nil && len(pids) == 2 {
+			environment, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pids[1]))
+			for h, err := range diag.HeldBy(pids[1]) {
+				if err == nil && h.FD == 3 && bytes.Contains(environment, []byte("MIGRATE_CHILD=1")) {
+					return pids[1]
+				}
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("there is no child")
+		}
+	}
+}
+
+// What cannot be swapped is refused, and left as it was.
+func TestSwapRefuses(t *testing.T) {
+	hosttest.Need(t)
+	const own = "127.0.0.1:0"
+	for _, test := range []struct {
+		name    string
+		program string
+		prepare func(t *testing.T, e *echo) (pid int, attributes *syscall.SysProcAttr)
+		status  int
+		says    string
+	}{
+		{"no such process", "threads", func(*testing.T, *echo) (int, *syscall.SysProcAttr) { return 1<<31 - 1, nil },
+			statusFailed, "no process 2147483647"},
+		{"a traced process", "threads", func(t *testing.T, e *echo) (int, *syscall.SysProcAttr) {
+			f := proc.NewFreezer()
+			z, err := f.Freeze(e.pid, 10*time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = z.Thaw(); f.Close() })
+			return e.pid, nil
+		}, statusFailed, fmt.Sprintf("%v: process %d", proc.ErrTraced, os.Getpid())},
+		{"no right to trace", "threads", func(_ *testing.T, e *echo) (int, *syscall.SysProcAttr) {
+			return e.pid, &syscall.SysProcAttr{
+				Cloneflags:  unix.CLONE_NEWUSER,
+				UidMappings: []syscall.SysProcIDMap{{ContainerID: 1, HostID: os.Getuid(), Size: 1}},
+			}
+		}, statusFailed, "permission denied"},
+		{"itself", "threads", func(*testing.T, *echo) (int, *syscall.SysProcAttr) { return os.Getpid(), nil },
+			statusFailed, proc.ErrOwn.Error()},
+		{"io_uring", "uring", func(_ *testing.T, e *echo) (int, *syscall.SysProcAttr) { return e.pid, nil },
+			statusFailed, "io_uring"},
+		{"a socket that others have, too", "forked", func(t *testing.T, e *echo) (int, *syscall.SysProcAttr) {
+			return childOf(t, e), nil // whose parent has the connection
+		}, statusPartly, errOutside.Error()},
+		{"another network namespace", "foreign", func(t *testing.T, e *echo) (int, *syscall.SysProcAttr) { return childOf(t, e), nil },
+			statusPartly, "another network namespace"},
+		{"urgent data", "idle", func(_ *testing.T, e *echo) (int, *syscall.SysProcAttr) { return e.pid, nil },
+			statusPartly, "urgent data"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			e := startEcho(t, test.program, own)
+			conn, err := net.Dial("tcp", e.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			raw, err := conn.(*net.TCPConn).SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.program == "idle" {
+				_ = raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) })
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			pid, attributes := test.prepare(t, e)
+			cmd := inside(program(t, "swap", "-t", fmt.Sprint(pid)))
+			cmd.SysProcAttr = attributes
+			got, stdout, stderr := status(t, cmd)
+			if got != test.status || !strings.Contains(stdout+stderr, test.says) {
+				t.Errorf("status %d, want %d and %q: %s%s", got, test.status, test.says, stdout, stderr)
+			}
+		})
+	}
+}
