@@ -318,7 +318,7 @@ type ipPacket struct {
 
 func parsePacket(packet []byte) (p ipPacket, ok bool) {
 	const tcpHeader = 20
-	ip := 0
+	var ip int
 	switch {
 	case len(packet) >= 20 && packet[0]>>4 == 4:
 		p.addresses, ip = packet[12:20], max(4*int(packet[0]&0xf), 20)
@@ -375,12 +375,12 @@ func split(packet []byte) [][]byte {
 	)
 	headers := len(p.ip) + len(p.tcp)
 	var parts [][]byte
-	for at, end := 0, 0; at < len(p.payload); at = end {
+	for at := 0; at < len(p.payload); {
 		buffer := largest
 		for buffer > smallest && buffer-overhead-headers > len(p.payload)-at {
 			buffer /= 2
 		}
-		end = min(at+buffer-overhead-headers, len(p.payload))
+		end := min(at+buffer-overhead-headers, len(p.payload))
 		part := slices.Concat(p.ip, p.tcp, p.payload[at:end])
 		tcp := part[len(p.ip):]
 		binary.BigEndian.PutUint32(tcp[seqAt:], binary.BigEndian.Uint32(tcp[seqAt:])+uint32(at))
@@ -394,6 +394,7 @@ func split(packet []byte) [][]byte {
 		}
 		fillChecksum(part)
 		parts = append(parts, part)
+		at = end
 	}
 	return parts
 }
