@@ -48,7 +48,9 @@ func (s *Socket) deliverCaught(snap *Snapshot) error {
 		caught, failure = s.options.tap.stop(snap.Local, snap.Remote)
 		packets = slices.Concat(packets, caught)
 	}
-	if len(packets) > 0 {
+	if len(packets) > 0 && s.way != proven {
+		failure = errors.Join(failure, errBarred)
+	} else if len(packets) > 0 {
 		failure = errors.Join(failure, s.deliverAll(snap, packets))
 	}
 	s.effects.Undelivered = errors.Join(s.effects.Undelivered, failure)

@@ -72,10 +72,28 @@
 // to others than before, or let others talk to it: then Restore fails. Options
 // that have their default are not in a snapshot, and take the new host's.
 //
-// Not kept, because no interface of the kernel gives or takes it: congestion
-// window, round trip time and what else congestion control knows, ECN, segments
-// that arrived out of order (the peer sends them again), a pending SO_ERROR, the
-// counters of TCP_INFO.
+// Not kept, because no interface of the kernel gives or takes it: what congestion
+// control knows beyond the [Path], ECN, segments that arrived out of order (the
+// peer sends them again, or a [Tap] has them), the counters of TCP_INFO.
+//
+// # Going on at once
+//
+// A connection that is put back the plain way ([WithPlain]) knows nothing of its
+// path: it waits 1 to 3 s before it sends again what was in flight, and starts
+// with 10 segments; what the peer had in flight waits for the peer's timers.
+// Instead, and as far as it can be had ([Effects] tells):
+//
+//   - What was in flight leaves with Resume, as an ordinary retransmission, unless
+//     the peer's acknowledgements of it are known or still on their way.
+//   - Round trip time, timeout, congestion window and slow start threshold are
+//     carried over ([WithPath]). The kernel learns them from dummy bytes and forged
+//     acknowledgements before the queues are filled. Neither leaves the host; the
+//     dummies end where the connection's bytes begin, so that the last
+//     acknowledgement is a true one. It takes CAP_NET_RAW and timestamps.
+//   - A [Tap] catches what the peer sends while the flow is locked, and Resume
+//     delivers it as it was.
+//   - The peer is told our acknowledgement and window, by the kernel itself.
+//   - [WithDrain] waits, before all this, until less is in flight.
 //
 // # Rights and kernels
 //

@@ -47,6 +47,7 @@ var errUnprimed = errors.New("the socket could not be primed")
 // those with our mark, and pure acknowledgements are not answered.
 func (s *Socket) prime(snap *Snapshot, p *priming) error {
 	if len(p.rounds) == 0 {
+		s.proveWay(snap)
 		return nil
 	}
 	if err := s.closeGate(); err != nil {
@@ -59,7 +60,44 @@ func (s *Socket) prime(snap *Snapshot, p *priming) error {
 	if err != nil {
 		return errors.Join(errUnprimed, err)
 	}
+	s.way = proven
 	return nil
+}
+
+// The way by which Resume delivers packets and nudges: a firewall may be in it that
+// rejects what has our mark, with a RST to the peer. So it is tried while the flow
+// is still locked, or not used.
+const (
+	unknown = iota
+	proven
+	barred
+)
+
+var errBarred = errors.New("marked packets do not reach the socket")
+
+// proveWay tries the way, if packets are to be delivered, by an acknowledgement of
+// nothing new, which is not answered.
+func (s *Socket) proveWay(snap *Snapshot) {
+	if s.options.tap == nil && s.options.packets == nil || s.options.mark == 0 || s.way != unknown || !snap.State.row().connected {
+		return
+	}
+	s.way = barred
+	injector, err := s.injector(door{})
+	if err == nil {
+		err = injector.Inject(rawfin.Segment{
+			Src: snap.Remote, Dst: snap.Local, Seq: snap.recvStart(), Ack: snap.sndUna(), Flags: rawfin.ACK,
+		})
+	}
+	if err == nil {
+		err = patiently(func() (bool, error) {
+			info, err := s.info()
+			return info.Segs_in > 0, err
+		}, errBarred)
+	}
+	if err == nil {
+		s.way = proven
+	}
+	s.effects.Undelivered = errors.Join(s.effects.Undelivered, err)
 }
 
 func (s *Socket) primeBy(injector *rawfin.Injector, snap *Snapshot, p *priming) error {
@@ -121,17 +159,24 @@ func (s *Socket) primeBy(injector *rawfin.Injector, snap *Snapshot, p *priming) 
 	return nil
 }
 
-// awaitPrimed waits until the last forged acknowledgement has arrived. As a rule
-// that is so at once.
+// awaitPrimed waits until the last forged acknowledgement has arrived.
 func (s *Socket) awaitPrimed() error {
-	const patience = 5 * time.Millisecond // less than a timer takes
-	for start := time.Now(); ; time.Sleep(50 * time.Microsecond) {
+	return patiently(func() (bool, error) {
 		left, err := count(s.fd, unix.SIOCOUTQ)
-		if err != nil || left == 0 {
+		return left == 0, err
+	}, errBarred)
+}
+
+// patiently waits for what as a rule is so at once, but not as long as a timer
+// takes.
+func patiently(done func() (bool, error), failure error) error {
+	const patience = 5 * time.Millisecond
+	for start := time.Now(); ; time.Sleep(50 * time.Microsecond) {
+		if ok, err := done(); ok || err != nil {
 			return err
 		}
 		if time.Since(start) > patience {
-			return errors.New("forged acknowledgements do not arrive")
+			return failure
 		}
 	}
 }

@@ -54,12 +54,15 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	}
 	whole := snap
 	snap = s.trim(snap)
-	s.priming = s.planPriming(snap)
+	s.way = unknown
+	if s.priming = s.planPriming(snap); s.priming.rounds == nil {
+		snap, s.trimmed = whole, 0
+	}
 	defer s.closeInjectors()
 	step, err := s.restore(snap)
 	if errors.Is(err, errUnprimed) && s.Disconnect() == nil {
 		s.priming, s.effects.Unprimed = priming{}, err
-		snap, s.trimmed = whole, 0
+		snap, s.trimmed, s.way = whole, 0, barred
 		step, err = s.restore(snap)
 	}
 	if err != nil {

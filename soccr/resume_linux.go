@@ -59,7 +59,7 @@ func (s *Socket) start(snap *Snapshot) error {
 		{true, func(*Snapshot) error { return s.setReuseAddr() }},
 		{true, func(*Snapshot) error { return s.unhasten() }},
 		{true, func(*Snapshot) error { return s.apply(afterResume) }},
-		{len(s.priming.rounds) > 0 || s.effects.Delivered > 0, s.nudge},
+		{s.way == proven, s.nudge},
 		{!s.options.noOptions, func(*Snapshot) error { return s.setBlocking(snap.Options.NonBlocking) }},
 	} {
 		if !step.needed {

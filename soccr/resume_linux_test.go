@@ -266,25 +266,26 @@ func addrPort(a net.Addr) netip.AddrPort {
 // threshold, and the timeout that follows from them.
 func TestPathIsCarriedOver(t *testing.T) {
 	for _, delay := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond} {
-		for _, congestion := range []string{"cubic", "reno"} {
-			for _, loss := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%v/%s/loss=%v", delay, congestion, loss), func(t *testing.T) {
+		for i, congestion := range []string{"cubic", "reno"} {
+			for j, loss := range []bool{false, true} {
+				f := families[(i+j)%len(families)]
+				t.Run(fmt.Sprintf("%v/%s/%s/loss=%v", delay, f.name, congestion, loss), func(t *testing.T) {
 					t.Parallel()
 					l := newLine(t, delay)
-					conn, peer := l.connect(t, ip4)
+					conn, peer := l.connect(t, f)
 					setCongestion(t, conn, congestion)
 					l.learn(t, conn, peer, 100_000, 3)
 					if loss {
 						l.loseOne(t, conn, peer)
 					}
 					before := info(t, conn)
-					conn = l.move(t, conn)
+					conn = l.restore(t, l.checkpoint(t, conn), soccr.WithPath(soccr.PathSame))
 					after := info(t, conn)
 					t.Logf("rtt %d → %d µs, rto %d → %d µs, cwnd %d → %d, ssthresh %d → %d", before.Rtt, after.Rtt,
 						before.Rto, after.Rto, before.Snd_cwnd, after.Snd_cwnd, before.Snd_ssthresh, after.Snd_ssthresh)
 					const noLoss = 0x7fffffff
-					if loss == (before.Snd_ssthresh == noLoss) {
-						t.Fatalf("the slow start threshold is %d", before.Snd_ssthresh)
+					if loss && before.Snd_ssthresh == noLoss {
+						t.Fatal("the loss has not been noticed")
 					}
 					if d := int(after.Rtt) - int(before.Rtt); d < -1000-int(before.Rtt)/20 || d > 1500+int(before.Rtt)/20 {
 						t.Error("another round trip time")
@@ -295,8 +296,8 @@ func TestPathIsCarriedOver(t *testing.T) {
 					if d := int(after.Snd_cwnd) - int(before.Snd_cwnd); before.Snd_cwnd >= 10 && (d < -int(before.Snd_cwnd)/10 || d > int(before.Snd_cwnd)/10) {
 						t.Error("another congestion window")
 					}
-					if slowStart := after.Snd_ssthresh == noLoss; slowStart == loss && before.Snd_cwnd > 20 {
-						t.Errorf("in slow start: %v", slowStart)
+					if was, is := before.Snd_ssthresh == noLoss, after.Snd_ssthresh == noLoss; was != is && before.Snd_cwnd > 20 {
+						t.Errorf("has slow start no end? was %v, is %v", was, is)
 					}
 					write(t, conn, []byte("ping"))
 					expect(t, "peer", peer, []byte("ping"))
@@ -442,53 +443,149 @@ func TestShortFreeze(t *testing.T) {
 	}
 }
 
-// Priming that fails leaves nothing behind, and the connection goes on plainly.
+// Priming that fails, at whatever step, leaves nothing behind, and the connection
+// goes on plainly. Nothing is delivered by a way that was not proven: a firewall
+// could answer the peer with a RST.
 func TestUnprimed(t *testing.T) {
-	n := newNetwork(t)
-	for _, f := range families {
-		conn, peer := n.connect(t, f)
-		data := pattern(1, 10_000)
-		deafen(t, peer)
-		write(t, conn, data)
-		snap := n.checkpoint(t, conn)
-		undeafen(t, peer)
-		for _, test := range []struct {
-			name    string
-			prepare func(*soccr.Snapshot)
-			options []soccr.Option
-			failed  bool
-		}{
-			{"no timestamps", func(s *soccr.Snapshot) { s.Timestamp = soccr.Timestamp{} }, nil, false},
-			{"no round trip time", func(s *soccr.Snapshot) { s.Path.RTT = 0 }, nil, false},
-			{"no mark", nil, []soccr.Option{soccr.WithMark(0)}, false},
-			// The lock drops the forged acknowledgements, whose mark it does not know.
-			{"another mark", nil, []soccr.Option{soccr.WithMark(0x10)}, true},
-		} {
-			other := *snap
-			other.Path.RTT = 1000
-			if test.prepare != nil {
-				test.prepare(&other)
-			}
-			fd := n.newSocket(t, &other)
-			s, err := soccr.Pause(fd)
+	for i, test := range []struct {
+		name    string
+		prepare func(testing.TB, *network, *soccr.Snapshot)
+		options []soccr.Option
+		noRaw   bool
+		failed  bool
+	}{
+		{name: "no timestamps", prepare: func(_ testing.TB, _ *network, s *soccr.Snapshot) { s.Timestamp = soccr.Timestamp{} }},
+		{name: "no round trip time", prepare: func(_ testing.TB, _ *network, s *soccr.Snapshot) { s.Path.RTT = 0 }},
+		{name: "no mark", options: []soccr.Option{soccr.WithMark(0)}},
+		{name: "forget", options: []soccr.Option{soccr.WithPath(soccr.PathForget)}},
+		// The lock drops the forged acknowledgements, whose mark it does not know.
+		{name: "another mark", options: []soccr.Option{soccr.WithMark(0x10)}, failed: true},
+		{name: "dropped in OUTPUT", prepare: func(tb testing.TB, n *network, _ *soccr.Snapshot) { onlyNet0(tb, n.here) }, failed: true},
+		{name: "dropped in INPUT", prepare: func(tb testing.TB, n *network, _ *soccr.Snapshot) { dropMark(tb, n.here) }, failed: true},
+		{name: "rejected", prepare: func(tb testing.TB, n *network, _ *soccr.Snapshot) { rejectMark(tb, n.here) }, failed: true},
+		{name: "no raw socket", noRaw: true, failed: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			n := newNetwork(t)
+			f := families[i%len(families)]
+			conn, peer := n.connect(t, f)
+			tap := n.tap(t)
+			data := pattern(1, 10_000)
+			write(t, conn, data) // so that there is a round trip time
+			expect(t, "peer", peer, data)
+			deafen(t, peer)
+			write(t, conn, data)
+			snap, err := soccr.Checkpoint(conn, soccr.WithLock(n.lock), soccr.WithTap(tap))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Restore(&other, test.options...); err != nil {
-				t.Fatalf("%s: %v", test.name, err)
+			undeafen(t, peer)
+			write(t, peer, data) // which the tap catches
+			if test.prepare != nil {
+				test.prepare(t, n, snap)
 			}
-			if err := s.Effects().Unprimed; (err != nil) != test.failed {
-				t.Errorf("%s: %v", test.name, err)
+			var e soccr.Effects
+			var moved *net.TCPConn
+			hosttest.Do(t, n.here, func() (err error) {
+				restore := func() error {
+					moved, err = soccr.RestoreConn(snap, append(test.options, soccr.WithLock(n.lock), soccr.WithTap(tap), soccr.WithEffects(&e))...)
+					return err
+				}
+				if test.noRaw {
+					return withoutRaw(restore)
+				}
+				return restore()
+			})
+			t.Cleanup(func() { moved.Close() })
+			if (e.Unprimed != nil) != test.failed {
+				t.Errorf("unprimed: %v", e.Unprimed)
 			}
-			if i := fdInfo(t, fd); i.Rtt != 0 || i.Snd_cwnd != 10 {
-				t.Errorf("%s: round trip time %d, congestion window %d", test.name, i.Rtt, i.Snd_cwnd)
+			if test.failed && (e.Delivered > 0 || e.Nudged || e.Undelivered == nil) {
+				t.Errorf("%+v", e)
 			}
-			unix.Close(fd)
+			if i := info(t, moved); e.Unprimed != nil && i.Snd_cwnd > 20 {
+				t.Errorf("congestion window %d", i.Snd_cwnd)
+			}
+			// Both ends send again what they have to.
+			expect(t, "peer", peer, data)
+			expect(t, "conn", moved, data)
+			if err := getInt(t, peer, unix.SOL_SOCKET, unix.SO_ERROR); err != 0 {
+				t.Errorf("the peer's socket has error %v", unix.Errno(err))
+			}
+		})
+	}
+}
+
+// withoutRaw calls f without CAP_NET_RAW, which the calling thread, a host's, loses
+// for good.
+func withoutRaw(f func() error) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return err
+	}
+	data[0].Effective &^= 1 << unix.CAP_NET_RAW
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		return err
+	}
+	return f()
+}
+
+// While a socket is made to look like another, nothing leaves, even without a
+// lock; and what leaves then is of the connection.
+func TestNothingForgedLeaves(t *testing.T) {
+	for _, f := range families {
+		l := newLine(t, time.Millisecond)
+		conn, peer := l.connect(t, f)
+		setCongestion(t, conn, "cubic")
+		sent := pattern(9, 100_000)
+		l.learn(t, conn, peer, len(sent), 2)
+		data := pattern(1, 20_000)
+		deafen(t, peer)
+		write(t, conn, data)
+		eventually(t, "all is sent", func() bool { return ioctl(t, conn, unix.SIOCOUTQNSD) == 0 })
+		snap := l.checkpoint(t, conn)
+		time.Sleep(l.rtt + 5*time.Millisecond) // what is on its way must find the peer deaf
+		undeafen(t, peer)
+		first := snap.SendSeq - uint32(len(snap.SendQueue))
+		if err := l.lock.UnlockFlow(snap.Local, snap.Remote); err != nil {
+			t.Fatal(err)
 		}
-		conn = n.restore(t, snap)
+		var packets atomic.Int32
+		var strange atomic.Pointer[wire.Segment]
+		l.relay.AtoB.Change(func(c *host.Conditions) {
+			c.Drop = func(packet []byte) bool {
+				p, ok := wire.Parse(packet, len(packet))
+				if !ok || p.Dst != addrPort(peer.LocalAddr()) {
+					return false
+				}
+				packets.Add(1)
+				payload := packet[len(packet)-p.Len:]
+				if at := p.Seq - first; p.Len > 0 && (at > uint32(len(data)) || !bytes.HasPrefix(data[at:], payload)) || p.Ack != snap.RecvSeq {
+					strange.CompareAndSwap(nil, &p)
+				}
+				return false
+			}
+		})
+		s, fd := l.paused(t, snap)
+		if i := fdInfo(t, fd); i.Snd_cwnd < 50 || s.Effects().Unprimed != nil {
+			t.Fatalf("not primed: congestion window %d, %+v", i.Snd_cwnd, s.Effects())
+		}
+		time.Sleep(20 * time.Millisecond)
+		if n := packets.Load(); n != 0 {
+			t.Errorf("%s: %d packets left before Resume", f.name, n)
+		}
+		if err := s.Resume(); err != nil {
+			t.Fatal(err)
+		}
 		expect(t, "peer", peer, data)
-		write(t, peer, data)
-		expect(t, "conn", conn, data)
+		if p := strange.Load(); p != nil {
+			t.Errorf("%s: %v left", f.name, *p)
+		}
+		if packets.Load() == 0 {
+			t.Errorf("%s: the relay saw nothing", f.name)
+		}
+		l.relay.AtoB.Change(func(c *host.Conditions) { c.Drop = nil })
 	}
 }
 

@@ -42,6 +42,8 @@ type Socket struct {
 	priming   priming
 	postponed string
 	effects   Effects
+	// way is whether injected packets arrive: unknown, proven or barred.
+	way int
 	// trimmed is how many bytes fewer than in the snapshot are in flight.
 	trimmed int
 	// receivedBefore is the kernel's count of received bytes after Restore.
