@@ -55,7 +55,7 @@ func ResetPeer(snap *Snapshot, options ...Option) error {
 }
 
 func resetPeer(fd int, snap *Snapshot, options []Option) error {
-	s, err := Pause(fd)
+	s, err := Pause(fd, options...)
 	if err != nil {
 		return err
 	}

@@ -77,7 +77,7 @@ func take(fd int, set settings) (*paused, error) {
 	unlock, err := set.lockSocket(own)
 	if err == nil {
 		var p *paused
-		if p, err = pauseAndSave(own, unlock); err == nil {
+		if p, err = set.pauseAndSave(own, unlock); err == nil {
 			return p, nil
 		}
 	}
@@ -94,8 +94,8 @@ func drain(fd int, limit time.Duration) {
 	}
 }
 
-func pauseAndSave(fd int, unlock func() error) (*paused, error) {
-	s, err := Pause(fd)
+func (set settings) pauseAndSave(fd int, unlock func() error) (*paused, error) {
+	s, err := Pause(fd, WithRepairer(set.repairer))
 	if err != nil {
 		return nil, errors.Join(err, unlock())
 	}
@@ -207,7 +207,7 @@ func restorePaused(snap *Snapshot, options []Option) (*restoredConn, error) {
 }
 
 func (r *restoredConn) restore(fd int, options []Option) (err error) {
-	if r.socket, err = Pause(fd); err != nil {
+	if r.socket, err = Pause(fd, options...); err != nil {
 		return err
 	}
 	if err := r.socket.Restore(r.snap, options...); err != nil {

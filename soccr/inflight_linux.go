@@ -73,7 +73,7 @@ func (c *pendingConn) save(set settings) error {
 	if err != nil {
 		return err
 	}
-	if c.taken, err = pauseAndSave(c.fd, unlock); err != nil {
+	if c.taken, err = set.pauseAndSave(c.fd, unlock); err != nil {
 		return err
 	}
 	c.unlock = unlock

@@ -11,9 +11,10 @@ import (
 type Option func(*settings)
 
 type settings struct {
-	mark   uint32
-	lock   Locker
-	onLoss func(Loss)
+	mark     uint32
+	lock     Locker
+	repairer Repairer
+	onLoss   func(Loss)
 
 	plain bool
 	path  PathPolicy
@@ -62,6 +63,12 @@ func WithMark(mark uint32) Option { return func(s *settings) { s.mark = mark } }
 // Restore neither locks nor unlocks, but asks the lock for help if it is also a
 // [Tracker] or an [Explainer].
 func WithLock(lock Locker) Option { return func(s *settings) { s.lock = lock } }
+
+// WithRepairer has Pause, Checkpoint and RestoreConn, and the Socket that Pause
+// returns, leave it to somebody else to switch repair mode. It is all that takes
+// CAP_NET_ADMIN for a connection that is open both ways; half-closed states take
+// CAP_NET_RAW as well, and a lock is not the repairer's matter.
+func WithRepairer(r Repairer) Option { return func(s *settings) { s.repairer = r } }
 
 // WithLosses has Restore and RestoreConn call f for each of the snapshot's
 // Settings that the new socket does not have. Without it they are found with
@@ -118,6 +125,14 @@ func WithoutOptions() Option { return func(s *settings) { s.noOptions = true } }
 //
 // It is given to Pause for Save, and to Restore.
 func WithoutVerifying() Option { return func(s *settings) { s.noVerify = true } }
+
+// A Repairer switches a socket's repair mode for a program that may not do so
+// itself: mode is the value of TCP_REPAIR, 1 for on, 0 for off with a window probe
+// and -1 for off without. SetRepair returns when it is done, and an error if
+// nothing was.
+type Repairer interface {
+	SetRepair(fd, mode int) error
+}
 
 // A Locker keeps all packets of a flow from the sockets of this host, in both
 // directions, without an answer to anybody. Both calls are idempotent.

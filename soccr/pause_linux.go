@@ -18,11 +18,12 @@ const ipprotoMPTCP = 262
 // paused socket that is paused again stays as it is.
 //
 // It needs CAP_NET_ADMIN in the user namespace that owns the socket's network
-// namespace, and fails with ErrNoPermission, ErrState (a listening socket),
-// ErrMultipath or ErrNotTCP inside an *OpError, with the socket untouched.
+// namespace, or somebody who has it (WithRepairer), and fails with
+// ErrNoPermission, ErrState (a listening socket), ErrMultipath or ErrNotTCP inside
+// an *OpError, with the socket untouched.
 //
-// The options that matter to Save and Resume are [WithoutOptions] and
-// [WithoutVerifying]; Restore has them too, with its own.
+// The options that matter to Save and Resume are [WithoutOptions],
+// [WithoutVerifying] and [WithRepairer]; Restore has them too, with its own.
 func Pause(fd int, options ...Option) (*Socket, error) {
 	s := &Socket{fd: fd, given: options}
 	s.options.apply(options)
@@ -98,6 +99,9 @@ func (s *Socket) Disconnect() error {
 // selected afterwards.
 func (s *Socket) setRepair(mode int) error {
 	s.selected = NoQueue
+	if s.options.repairer != nil {
+		return s.options.repairer.SetRepair(s.fd, mode)
+	}
 	return sockopt.SetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, mode)
 }
 

@@ -23,7 +23,7 @@ import (
 //	                     host in whatever state or by another snapshot
 //	ErrNoCongestion      the congestion control
 //
-// Of the options, WithClosed counts. What has passed may yet fail: others use the
+// Of the options, WithClosed and WithRepairer count. What has passed may yet fail: others use the
 // host, and firewalls, memory and the kernel's version are not looked at.
 func Preflight(connections []*Snapshot, listeners []*ListenerSnapshot, options ...Option) error {
 	p := &preflight{set: newSettings(options), flows: map[[2]netip.AddrPort]bool{}}
@@ -254,7 +254,7 @@ func (p *preflight) permissions() {
 	if p.pauses {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 		if err == nil {
-			_, err = Pause(fd)
+			_, err = Pause(fd, WithRepairer(p.set.repairer))
 			unix.Close(fd)
 		}
 		p.found("pause", none, none, err)
