@@ -7,14 +7,18 @@
 //
 // [Read] reads what a dump tells of TCP sockets into an [Image]: its sockets, and
 // which file descriptors of which processes hold them. [Image.Write] writes it
-// back, byte for byte as it was except for what was changed: addresses by a
-// changed snapshot, sockets removed from or appended to Image.Sockets.
+// back, byte for byte as it was except for what was changed.
 //
 //	image, err := criuimg.Read(os.DirFS("/var/lib/dump"))
+//	…
 //	for _, s := range image.Sockets {
-//		snap, losses, err := s.Snapshot()
-//		// …
+//		snapshot, losses, err := s.Snapshot() // or s.Listener(), in LISTEN
+//		…
+//		snapshot.Local = netip.AddrPortFrom(elsewhere, snapshot.Local.Port())
+//		losses, err = s.SetSnapshot(snapshot)
+//		…
 //	}
+//	err = image.Write("/var/lib/dump")
 //
 // # Entries
 //
@@ -22,7 +26,8 @@
 // of a socket and, of a connection, a [Stream], which is its tcp-stream image.
 // [Socket.Snapshot] makes a snapshot of them, [Socket.SetSnapshot] changes what a
 // snapshot says otherwise, and [NewSocket] makes entries of a snapshot alone,
-// with the same bytes as CRIU's.
+// with the same bytes as CRIU's. For listeners there are [Socket.Listener],
+// [Socket.SetListener] and [NewListener].
 //
 // # What is lost
 //
@@ -87,7 +92,7 @@
 // # Images are untrusted
 //
 // Whatever is in an image, reading it neither panics nor takes more memory than a
-// small multiple of the bytes that arrive. What is malformed is an
+// bounded multiple of the bytes that arrive. What is malformed is an
 // [ErrInvalidImage]; a connection that the kernel could not have is refused by
 // Socket.Snapshot. Images hold the bytes in the queues: they are as secret as the
 // connections, and written with mode 0600.
