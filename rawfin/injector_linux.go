@@ -148,6 +148,26 @@ func (i *Injector) Deliver(packet []byte, dst netip.AddrPort) error {
 	return i.deliver(packet, s)
 }
 
+// InjectDatagram delivers a datagram to the local socket that it is for, as
+// [Injector.Inject] does with segments; what nil means is the same. If there is no
+// such socket, the kernel tells Src so, by ICMP. The error is a [*DatagramError] if
+// the datagram is invalid, its Dst is not an address of this host, or this host's
+// packet filter dropped it.
+func (i *Injector) InjectDatagram(d Datagram) error {
+	packet, err := d.AppendTo(nil)
+	if err != nil {
+		return err
+	}
+	err = i.deliver(packet, Segment{Src: d.Src, Dst: d.Dst})
+	if invalid, ok := errors.AsType[*SegmentError](err); ok {
+		return d.fail(invalid.Reason, nil)
+	}
+	if dropped, ok := errors.AsType[*DroppedError](err); ok {
+		return d.fail("a packet filter of this host dropped it in OUTPUT", dropped.Err)
+	}
+	return err
+}
+
 // deliver sends the packet of a segment to this host itself.
 func (i *Injector) deliver(packet []byte, s Segment) error {
 	i.mu.Lock()

@@ -19,5 +19,8 @@ func (*Injector) Inject(Segment) error { return errors.ErrUnsupported }
 // Deliver needs Linux.
 func (*Injector) Deliver([]byte, netip.AddrPort) error { return errors.ErrUnsupported }
 
+// InjectDatagram needs Linux.
+func (*Injector) InjectDatagram(Datagram) error { return errors.ErrUnsupported }
+
 // Close does nothing.
 func (*Injector) Close() error { return nil }

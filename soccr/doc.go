@@ -29,6 +29,15 @@
 // it out first. A lock that is a [ListenLocker] lets clients wait, rather than be
 // refused, while nobody listens.
 //
+// # UDP
+//
+// A UDP or UDP-Lite socket has a [DatagramSnapshot]: [CheckpointDatagram] and
+// [RestoreDatagram] for a program's own, [SaveDatagram], [NewDatagramSocket] and
+// [StartDatagram] for descriptors. Its options and multicast groups are kept, and
+// the datagrams that were not read: these are injected again, as from whom they
+// came. What arrives while no socket is there is answered by ICMP; a lock for UDP
+// is the caller's.
+//
 // # Order
 //
 // A paused socket still receives, acknowledges and retransmits. What arrives

@@ -25,6 +25,11 @@ var (
 	ErrInFlight = errors.New("connections wait to be accepted")
 	// ErrNotTCP: the file descriptor is not a TCP socket over IP.
 	ErrNotTCP = errors.New("not a TCP socket")
+	// ErrNotUDP: the file descriptor is not a UDP or UDP-Lite socket.
+	ErrNotUDP = errors.New("not a UDP socket")
+	// ErrCorked: a datagram waits for the program to complete it (UDP_CORK,
+	// MSG_MORE), and cannot be read.
+	ErrCorked = errors.New("an incomplete datagram waits to be sent")
 	// ErrNotPaused: the socket is not in repair mode (any more).
 	ErrNotPaused = errors.New("socket is not paused")
 	// ErrInvalidSnapshot: the snapshot cannot be that of a TCP socket.

@@ -154,7 +154,7 @@ func (n *network) moveUnconnected(t *testing.T, fd int) (moved int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unix.Close(fd)
+	vacate(t, fd)
 	restored, moved := n.paused(t, travelled(t, snap))
 	if err := restored.Resume(); err != nil {
 		t.Fatal(err)

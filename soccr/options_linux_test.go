@@ -438,7 +438,7 @@ func TestBoundOptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		unix.Close(fd)
+		vacate(t, fd)
 		// A host where IPv6 sockets are for IPv6 only must not change that.
 		if err := n.here.Sysctl("net.ipv6.bindv6only", fmt.Sprint(1-c.v6only)); err != nil {
 			t.Fatal(err)
@@ -452,7 +452,7 @@ func TestBoundOptions(t *testing.T) {
 		if reuse != c.reuse || v6only != c.v6only {
 			t.Errorf("SO_REUSEPORT %d, IPV6_V6ONLY %d; want %+v", reuse, v6only, c)
 		}
-		unix.Close(fd)
+		vacate(t, fd)
 	}
 }
 

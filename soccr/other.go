@@ -132,3 +132,22 @@ func Preflight([]*Snapshot, []*ListenerSnapshot, ...Option) error { return unsup
 
 // Movable needs Linux.
 func Movable(int) error { return unsupported("look") }
+
+// SaveDatagram needs Linux.
+func SaveDatagram(int) (*DatagramSnapshot, error) { return nil, unsupported("save") }
+
+// NewDatagramSocket needs Linux.
+func NewDatagramSocket(*DatagramSnapshot) (fd int, err error) { return -1, unsupported("socket") }
+
+// StartDatagram needs Linux.
+func StartDatagram(int, *DatagramSnapshot, ...Option) error { return unsupported("restore") }
+
+// CheckpointDatagram needs Linux.
+func CheckpointDatagram(syscall.Conn) (*DatagramSnapshot, error) {
+	return nil, unsupported("checkpoint")
+}
+
+// RestoreDatagram needs Linux.
+func RestoreDatagram(*DatagramSnapshot, ...Option) (*net.UDPConn, error) {
+	return nil, unsupported("restore")
+}

@@ -26,6 +26,20 @@ func (n *network) rawSocket(t *testing.T, family, kind, protocol int) (fd int) {
 	return fd
 }
 
+// vacate takes what it stands for from a descriptor that is closed with the test:
+// its number must not become another test's meanwhile.
+func vacate(t *testing.T, fd int) {
+	t.Helper()
+	nothing, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(nothing)
+	if err := unix.Dup3(nothing, fd, unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestPauseRefuses(t *testing.T) {
 	n := newNetwork(t)
 	listening := n.rawSocket(t, unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP)

@@ -50,10 +50,12 @@ func sortSettings(settings []Setting) {
 // A Loss is a setting that a restored socket does not have, because the kernel
 // lacks the option or refuses the value, or because nothing can be set there: an
 // eBPF program cannot be read out of a socket. Options on which the flow or who
-// may use it depends are never lost: without them, Restore fails.
+// may use it depends are never lost: without them, Restore fails. Of datagram
+// sockets, it may also be a datagram that could not be put back.
 type Loss struct {
-	Setting Setting
-	Err     error // what the kernel answered
+	Setting  Setting   // or, if its name is empty,
+	Datagram *Datagram // this
+	Err      error     // what the kernel answered
 }
 
 // Losses are the snapshot's settings that Restore, and then Resume, could not

@@ -1,6 +1,7 @@
 package soccr
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ const (
 type diagQuestion struct {
 	dump          bool
 	family        byte
+	protocol      byte // 0: TCP
 	extensions    byte // bits of INET_DIAG_*
 	states        uint32
 	local, remote netip.AddrPort
@@ -59,7 +61,7 @@ func (q diagQuestion) message() []byte {
 	binary.NativeEndian.PutUint32(b[0:], diagRequestSize)
 	binary.NativeEndian.PutUint16(b[4:], sockDiagByFamily)
 	binary.NativeEndian.PutUint16(b[6:], uint16(flags))
-	b[16], b[17], b[18] = q.family, unix.IPPROTO_TCP, q.extensions
+	b[16], b[17], b[18] = q.family, cmp.Or(q.protocol, unix.IPPROTO_TCP), q.extensions
 	binary.NativeEndian.PutUint32(b[20:], q.states)
 	binary.BigEndian.PutUint16(b[24:], q.local.Port())
 	binary.BigEndian.PutUint16(b[26:], q.remote.Port())

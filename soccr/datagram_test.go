@@ -1,0 +1,287 @@
+package soccr
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// everyDatagramField is valid, and none of its fields is zero.
+func everyDatagramField() DatagramSnapshot {
+	return DatagramSnapshot{
+		Lite:   true,
+		Local:  netip.MustParseAddrPort("[fe80::1%eth0]:5000"),
+		Remote: netip.MustParseAddrPort("[fe80::2%eth0]:6000"), ReadShutdown: true, WriteShutdown: true,
+		Options: Options{
+			ReuseAddr: true, NonBlocking: true, PeekOffsetOn: true, PeekOffset: 3, RecvBuffer: 212992, SendBuffer: 212992, BufferLock: 3,
+			Settings: []Setting{{Name: "IPV6_MULTICAST_HOPS", Number: 7}, {Name: "UDPLITE_SEND_CSCOV", Number: 8}},
+		},
+		Groups: []Group{
+			{Addr: netip.MustParseAddr("239.1.2.3"), Device: "eth0"},
+			{Addr: netip.MustParseAddr("ff02::77"), Device: "eth1", Only: true, Sources: []netip.Addr{netip.MustParseAddr("2001:db8::2")}},
+		},
+		RecvQueue: []Datagram{
+			{From: netip.MustParseAddrPort("[fe80::2%eth0]:6000"), To: netip.MustParseAddr("fe80::1%eth0"), HopLimit: 1, TrafficClass: 2, Segment: 3, Data: []byte("\x00data\xff")},
+			{From: netip.MustParseAddrPort("[::ffff:192.0.2.1]:0"), To: netip.MustParseAddr("::ffff:192.0.2.2")},
+		},
+	}
+}
+
+var goldenDatagrams = map[string]DatagramSnapshot{
+	"every-field": everyDatagramField(),
+	"plain":       {Local: netip.MustParseAddrPort("192.0.2.1:53")},
+	"unbound":     {Local: netip.MustParseAddrPort("[::]:0")},
+	"multicast":   {Local: netip.MustParseAddrPort("239.1.2.3:5000"), Groups: []Group{{Addr: netip.MustParseAddr("239.1.2.3"), Device: "eth0"}}},
+}
+
+func diffDatagrams(want, got *DatagramSnapshot) string {
+	return cmp.Diff(want, got, cmp.Comparer(bytes.Equal), cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}))
+}
+
+func TestDatagramGoldenBytes(t *testing.T) {
+	for name, d := range goldenDatagrams {
+		t.Run(name, func(t *testing.T) {
+			if err := d.Validate(); err != nil {
+				t.Fatalf("the golden socket is not valid: %v", err)
+			}
+			encoded, err := d.MarshalBinary()
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join("testdata", "datagram-v1", name+".bin")
+			if *update {
+				if err := os.WriteFile(path, encoded, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			golden, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(encoded, golden) {
+				t.Errorf("encoded to\n%q, want\n%q", encoded, golden)
+			}
+			var got DatagramSnapshot
+			if err := got.UnmarshalBinary(golden); err != nil {
+				t.Fatal(err)
+			}
+			if diff := diffDatagrams(&d, &got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			var written bytes.Buffer
+			if n, err := d.WriteTo(&written); err != nil || n != int64(len(golden)) || !bytes.Equal(written.Bytes(), golden) {
+				t.Errorf("WriteTo wrote %d bytes: %v", n, err)
+			}
+			text, err := json.Marshal(&d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = DatagramSnapshot{}
+			if err := json.Unmarshal(text, &got); err != nil {
+				t.Fatal(err)
+			}
+			if diff := diffDatagrams(&d, &got); diff != "" {
+				t.Errorf("JSON (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A field that is forgotten in the encoding fails here.
+func TestDatagramEncodingCarriesEveryField(t *testing.T) {
+	all := reflect.ValueOf(everyDatagramField())
+	for i := range all.NumField() {
+		name := all.Type().Field(i).Name
+		if all.Field(i).IsZero() {
+			t.Fatalf("%s is zero: it would not be tested", name)
+		}
+		var want, got DatagramSnapshot
+		reflect.ValueOf(&want).Elem().Field(i).Set(all.Field(i))
+		b, err := want.MarshalBinary()
+		if err == nil {
+			err = got.UnmarshalBinary(b)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if d := diffDatagrams(&want, &got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+	for i := range datagramForm.fields[1:] {
+		if datagramForm.fields[i].tag >= datagramForm.fields[i+1].tag {
+			t.Errorf("tag %d comes before %d", datagramForm.fields[i].tag, datagramForm.fields[i+1].tag)
+		}
+	}
+}
+
+// What is damaged, cut, or of another kind is refused, and changes nothing.
+func TestDatagramDecodingRefuses(t *testing.T) {
+	d := everyDatagramField()
+	b, err := d.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refuse := func(what string, data []byte) {
+		t.Helper()
+		got, before := DatagramSnapshot{Lite: true}, DatagramSnapshot{Lite: true}
+		err := got.UnmarshalBinary(data)
+		if !errors.Is(err, ErrInvalidSnapshot) || errors.Is(err, io.EOF) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if d := diffDatagrams(&before, &got); d != "" {
+			t.Errorf("%s: the failure changed the socket:\n%s", what, d)
+		}
+	}
+	for i := range b {
+		refuse("cut", b[:i])
+		damaged := bytes.Clone(b)
+		damaged[i] ^= 4
+		refuse("damaged", damaged)
+	}
+	refuse("continued", append(bytes.Clone(b), 0))
+	refuse("a connection", marshal(t, &goldens[1].snap))
+	one := d.RecvQueue[0].append(nil)
+	for i := 1; i < len(one); i++ {
+		hostile, err := datagramForm.append(nil, &datagramRecord{queue: one[:i]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		refuse("a datagram cut", hostile)
+	}
+	group := d.Groups[1].append(nil)
+	for i := 1; i < len(group); i++ {
+		refuse("a group cut", bytes.Replace(bytes.Clone(assemble(coded(6, group[:i]...))), []byte(magic), []byte(datagramForm.magic), 1))
+	}
+	for what, d := range map[string]*DatagramSnapshot{
+		"many sources":  {Groups: []Group{{Sources: make([]netip.Addr, maxFields+1)}}},
+		"a long device": {Groups: []Group{{Device: strings.Repeat("x", 1<<16)}}},
+	} {
+		_, marshalErr := d.MarshalBinary()
+		_, writeErr := d.WriteTo(io.Discard)
+		if !errors.Is(marshalErr, ErrInvalidSnapshot) || !errors.Is(writeErr, ErrInvalidSnapshot) {
+			t.Errorf("%s: MarshalBinary: %v; WriteTo: %v", what, marshalErr, writeErr)
+		}
+	}
+}
+
+func TestDatagramsFollowEachOther(t *testing.T) {
+	var stream bytes.Buffer
+	d := everyDatagramField()
+	for range 2 {
+		if _, err := d.WriteTo(&stream); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		var got DatagramSnapshot
+		if _, err := got.ReadFrom(&stream); err != nil {
+			t.Fatal(err)
+		}
+		if diff := diffDatagrams(&d, &got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if _, err := new(DatagramSnapshot).ReadFrom(&stream); !errors.Is(err, io.EOF) {
+		t.Errorf("at the end: %v", err)
+	}
+}
+
+func TestDatagramValidate(t *testing.T) {
+	addr, end := netip.MustParseAddr, netip.MustParseAddrPort
+	broken := map[string]bool{}
+	for _, row := range []struct {
+		field string
+		how   func(*DatagramSnapshot)
+	}{
+		{"Local", func(d *DatagramSnapshot) { d.Local = netip.AddrPort{} }},
+		{"Local", func(d *DatagramSnapshot) { d.Local = end("[2001:db8::1%eth0]:80") }},
+		{"Remote", func(d *DatagramSnapshot) { d.Remote = netip.AddrPortFrom(netip.Addr{}, 80) }},
+		{"Remote", func(d *DatagramSnapshot) { d.Remote = end("[::]:80") }},
+		{"Remote", func(d *DatagramSnapshot) { d.Remote = end("[fe80::2%eth0]:0") }},
+		{"Remote", func(d *DatagramSnapshot) { d.Remote = end("192.0.2.1:80") }},
+		{"Remote", func(d *DatagramSnapshot) { d.Local = end("[fe80::1%eth0]:0") }},
+		{"Options.Congestion", func(d *DatagramSnapshot) { d.Options.Congestion = "cubic" }},
+		{"Options.ReadShutdown", func(d *DatagramSnapshot) { d.Options.ReadShutdown = true }},
+		{"Options.PeekOffset", func(d *DatagramSnapshot) { d.Options.PeekOffsetOn = false }},
+		{"Options.RecvBuffer", func(d *DatagramSnapshot) { d.Options.RecvBuffer = 1 << 31 }},
+		{"Options.SendBuffer", func(d *DatagramSnapshot) { d.Options.SendBuffer = 1 << 31 }},
+		{"Options.BufferLock", func(d *DatagramSnapshot) { d.Options.BufferLock = 4 }},
+		{"Options.Settings", func(d *DatagramSnapshot) { d.Options.Settings = []Setting{{Name: "TCP_NODELAY", Number: 1}} }},
+		{"Options.Settings", func(d *DatagramSnapshot) { d.Lite = false }},
+		{"Groups", func(d *DatagramSnapshot) { d.Groups[0].Addr = addr("192.0.2.1") }},
+		{"Groups", func(d *DatagramSnapshot) { d.Groups[0].Device = "" }},
+		{"Groups", func(d *DatagramSnapshot) { d.Groups[1].Addr = addr("ff02::77%eth1") }},
+		{"Groups", func(d *DatagramSnapshot) { d.Groups[1].Sources[0] = addr("192.0.2.1") }},
+		{"Groups", func(d *DatagramSnapshot) { d.Groups[1].Sources = make([]netip.Addr, 65) }},
+		{"Groups", func(d *DatagramSnapshot) { d.Groups = make([]Group, 257) }},
+		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].From = netip.AddrPort{} }},
+		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].To = netip.Addr{} }},
+		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].To = addr("192.0.2.1") }},
+		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].Data = make([]byte, 65536) }},
+		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue = make([]Datagram, MaxDatagrams+1) }},
+	} {
+		d := everyDatagramField()
+		row.how(&d)
+		wrong, ok := errors.AsType[*FieldError](d.Validate())
+		if !ok || wrong.Field != row.field || !errors.Is(wrong, ErrInvalidSnapshot) {
+			t.Errorf("%s: Validate: %v", row.field, d.Validate())
+		}
+		broken[row.field] = true
+	}
+	for _, r := range datagramRules {
+		if !broken[r.field] {
+			t.Errorf("no row breaks the rule for %s", r.field)
+		}
+	}
+}
+
+func FuzzUnmarshalDatagram(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte(datagramForm.magic))
+	for _, d := range goldenDatagrams {
+		b, err := d.MarshalBinary()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(b[:len(b)/2])
+	}
+	f.Fuzz(func(t *testing.T, input []byte) {
+		tries := [][]byte{input}
+		if len(input) > crcSize {
+			tries = append(tries, sealed(input)) // past the checksum
+		}
+		for _, data := range tries {
+			var d DatagramSnapshot
+			var err error
+			// A datagram takes more memory than its shortest encoding.
+			if took := allocated(func() { err = d.UnmarshalBinary(data) }); took > 16*memoryFor(len(data)) {
+				t.Errorf("%d bytes took %d bytes of memory", len(data), took)
+			}
+			if err != nil {
+				if !errors.Is(err, ErrInvalidSnapshot) {
+					t.Errorf("not an ErrInvalidSnapshot: %v", err)
+				}
+				continue
+			}
+			again, err := d.MarshalBinary()
+			if err != nil || !bytes.Equal(data, again) {
+				t.Errorf("%q was decoded, but encodes to %q: %v", data, again, err)
+			}
+			if err := d.Validate(); err != nil && !errors.Is(err, ErrInvalidSnapshot) {
+				t.Errorf("not an ErrInvalidSnapshot: %v", err)
+			}
+		}
+	})
+}
