@@ -1,7 +1,9 @@
 package soccr_test
 
 import (
+	"bytes"
 	"cmp"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
@@ -183,4 +185,116 @@ func benchClosingMove(fd int, snap *soccr.Snapshot, options []soccr.Option) (int
 func median[T cmp.Ordered](values []T) T {
 	slices.Sort(values)
 	return values[len(values)/2]
+}
+
+// BenchmarkBatch moves many idle connections at once, within a process: each
+// operation is a whole move of all of them. frozen-ms is what passes from the lock
+// to when it is open again, all else included.
+func BenchmarkBatch(b *testing.B) {
+	for _, size := range []int{1000, 10_000} {
+		for _, workers := range []int{1, 2} {
+			for _, way := range batchWays {
+				b.Run(fmt.Sprintf("%d/workers=%d/%s", size, workers, way.name), func(b *testing.B) {
+					n, lock := newBatchNetwork(b)
+					c := n.bothEnds(b, size)
+					defer c.forget()
+					timed := &timedLock{FlowsLocker: lock}
+					options := append(slices.Clone(way.options), soccr.WithLock(timed), soccr.WithWorkers(workers))
+					var moves []batchMove
+					hosttest.Do(b, n.here, func() error {
+						for b.Loop() {
+							m, err := c.move(timed, options)
+							if err != nil {
+								return err
+							}
+							moves = append(moves, m)
+						}
+						return nil
+					})
+					for _, fd := range c.fds {
+						unix.Close(fd)
+					}
+					var frozen []time.Duration
+					for _, m := range moves {
+						frozen = append(frozen, m.frozen)
+					}
+					b.ReportMetric(float64(median(frozen))/1e6, "frozen-ms")
+					b.ReportMetric(float64(median(frozen))/float64(size), "frozen-ns/conn")
+				})
+			}
+		}
+	}
+}
+
+var batchWays = []struct {
+	name    string
+	options []soccr.Option
+}{
+	{"all", nil},
+	{"bare", []soccr.Option{soccr.WithoutOptions(), soccr.WithoutVerifying()}},
+}
+
+// A timedLock notes when flows are locked and unlocked.
+type timedLock struct {
+	soccr.FlowsLocker
+	locking, locked, unlocking, unlocked time.Time
+}
+
+func (l *timedLock) LockFlows(flows [][2]netip.AddrPort) error {
+	start := time.Now()
+	err := l.FlowsLocker.LockFlows(flows)
+	if l.locking.IsZero() { // RestoreAll finds them locked
+		l.locking, l.locked = start, time.Now()
+	}
+	return err
+}
+
+func (l *timedLock) UnlockFlows(flows [][2]netip.AddrPort) error {
+	l.unlocking = time.Now()
+	defer func() { l.unlocked = time.Now() }()
+	return l.FlowsLocker.UnlockFlows(flows)
+}
+
+// A batchMove is how long the stages of a move took.
+type batchMove struct {
+	lock, save, close, restore, unlock, resume time.Duration
+
+	frozen time.Duration // from lock to unlock, both included
+}
+
+// move moves all connections of a crowd to new sockets.
+func (c *crowd) move(lock *timedLock, options []soccr.Option) (m batchMove, err error) {
+	lock.locking = time.Time{}
+	var image bytes.Buffer
+	saved, err := soccr.SaveAll(&image, c.fds, options...)
+	if err != nil {
+		return m, err
+	}
+	atSaved := time.Now()
+	c.forget()
+	if err := saved.Close(); err != nil {
+		return m, err
+	}
+	atClosed := time.Now()
+	restored, err := soccr.RestoreAll(&image, options...)
+	if err != nil {
+		return m, err
+	}
+	atRestored := time.Now()
+	if err := restored.Resume(); err != nil {
+		return m, err
+	}
+	for _, g := range []*soccr.Batch{saved, restored} {
+		for _, err := range g.Failed() {
+			return m, err
+		}
+	}
+	for i := range restored.Len() {
+		c.fds = append(c.fds, restored.FD(i))
+	}
+	return batchMove{
+		lock: lock.locked.Sub(lock.locking), save: atSaved.Sub(lock.locked), close: atClosed.Sub(atSaved),
+		restore: atRestored.Sub(atClosed), unlock: lock.unlocked.Sub(lock.unlocking), resume: time.Since(lock.unlocked),
+		frozen: lock.unlocked.Sub(lock.locking),
+	}, nil
 }

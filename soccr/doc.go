@@ -38,6 +38,18 @@
 // came. What arrives while no socket is there is answered by ICMP; a lock for UDP
 // is the caller's.
 //
+// # Many at once
+//
+// A [Batch] moves thousands of connections on all cores: [SaveAll] writes their
+// snapshots one behind the other to an io.Writer while it works, and [RestoreAll]
+// restores them while it reads. Each connection is moved whole or stays as it was.
+// Their flows are locked, and unlocked, in one transaction ([FlowsLocker]).
+//
+// A move costs as much as the system calls that it takes, half of which read the
+// socket options. Who knows these, or checks by other means, leaves that out:
+// [WithoutOptions], [WithoutVerifying]. [Socket.SaveTo] and [Snapshot.DecodeShared]
+// do with the memory that there is.
+//
 // # Order
 //
 // A paused socket still receives, acknowledges and retransmits. What arrives

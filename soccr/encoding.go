@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"hash/crc32"
 	"io"
 	"net/netip"
@@ -142,17 +141,22 @@ func settingList[T any](tag uint16, field func(*T) *[]Setting) codec[T] {
 			for len(b) > 0 {
 				var setting Setting
 				var name, text []byte
-				if name, b = cutSized(b); len(b) < 8 {
+				if name, b = cutShared(b); len(b) < 8 {
 					return false
 				}
 				setting.Number, b = int64(binary.BigEndian.Uint64(b)), b[8:]
-				if text, b = cutSized(b); b == nil {
+				if text, b = cutShared(b); b == nil {
 					return false
 				}
 				if setting.Bytes, b = cutSized(b); b == nil {
 					return false
 				}
-				setting.Name, setting.Text = string(name), string(text)
+				if o, known := optionIndex[string(name)]; known {
+					setting.Name = options[o].name // needs no memory of its own
+				} else {
+					setting.Name = string(name)
+				}
+				setting.Text = string(text)
 				*all = append(*all, setting)
 			}
 			return len(*all) > 0
@@ -168,6 +172,12 @@ func appendSized[B string | []byte](b []byte, value B) []byte {
 // cutSized returns what appendSized has written, or nil, and what follows; that
 // is nil, unlike an empty rest, if the bytes end too early.
 func cutSized(b []byte) (value, rest []byte) {
+	value, rest = cutShared(b)
+	return bytes.Clone(value), rest
+}
+
+// cutShared is cutSized without a copy.
+func cutShared(b []byte) (value, rest []byte) {
 	if len(b) < 2 {
 		return nil, nil
 	}
@@ -176,7 +186,7 @@ func cutSized(b []byte) (value, rest []byte) {
 		return nil, nil
 	}
 	if size > 0 {
-		value = bytes.Clone(b[:size])
+		value = b[:size]
 	}
 	return value, b[size:]
 }
@@ -395,6 +405,20 @@ func (s *Snapshot) UnmarshalBinary(data []byte) error {
 	return nil
 }
 
+// DecodeShared reads a snapshot from the beginning of the data, which several may
+// follow in, and returns what is behind it. The queues are not copied: they are parts
+// of data, which must not be changed as long as they are in use. At the end of the
+// data the error is io.EOF; else it is as UnmarshalBinary's, and s unchanged.
+func (s *Snapshot) DecodeShared(data []byte) (rest []byte, err error) {
+	var read Snapshot
+	in := &summingReader{data: data, shared: true}
+	if err := connectionForm.readRecord(in, &read); err != nil {
+		return data, err
+	}
+	*s = read
+	return in.data, nil
+}
+
 // unmarshal reads a snapshot of any kind that is all of the data.
 func unmarshal(data []byte, into io.ReaderFrom) error {
 	r := bytes.NewReader(data)
@@ -425,7 +449,7 @@ func (s *Snapshot) ReadFrom(r io.Reader) (int64, error) {
 }
 
 func (f *form[T]) read(r io.Reader, v *T) (int64, error) {
-	in := &summingReader{from: r, sum: crc32.New(castagnoli)}
+	in := &summingReader{from: r}
 	err := f.readRecord(in, v)
 	return in.count, err
 }
@@ -455,7 +479,7 @@ func (f *form[T]) readRecord(in *summingReader, v *T) error {
 			return err
 		}
 	}
-	want := in.sum.Sum32()
+	want := in.sum
 	sum, err := in.next(crcSize)
 	if err != nil {
 		return err
@@ -493,8 +517,11 @@ func (f *form[T]) readFields(b []byte, v *T) error {
 // A summingReader reads parts of known length and sums what it read.
 type summingReader struct {
 	from  io.Reader
-	sum   hash.Hash32
+	sum   uint32
 	count int64
+
+	data   []byte // instead of from, if shared
+	shared bool
 }
 
 // next reads exactly size bytes, into memory that grows with what arrives. The
@@ -502,6 +529,9 @@ type summingReader struct {
 func (r *summingReader) next(size int) ([]byte, error) {
 	if size == 0 {
 		return nil, nil
+	}
+	if r.shared {
+		return r.cut(size)
 	}
 	const atOnce = 64 << 10
 	b := make([]byte, min(size, atOnce))
@@ -522,7 +552,22 @@ func (r *summingReader) next(size int) ([]byte, error) {
 		copy(grown, b)
 		b = grown
 	}
-	r.sum.Write(b) // a hash.Hash returns no error
+	r.sum = crc32.Update(r.sum, castagnoli, b)
+	return b, nil
+}
+
+// cut is next for data that are there already.
+func (r *summingReader) cut(size int) ([]byte, error) {
+	switch {
+	case len(r.data) == 0 && r.count == 0:
+		return nil, io.EOF
+	case len(r.data) < size:
+		return nil, endedEarly(io.ErrUnexpectedEOF)
+	}
+	b := r.data[:size:size]
+	r.data = r.data[size:]
+	r.count += int64(size)
+	r.sum = crc32.Update(r.sum, castagnoli, b)
 	return b, nil
 }
 

@@ -21,6 +21,8 @@ type settings struct {
 
 	noOptions, noVerify bool
 
+	workers int
+
 	effects *Effects
 
 	drain   time.Duration

@@ -290,6 +290,13 @@ type chosen struct {
 	lost    bool
 }
 
+// early are the options of a stopped program's socket, of a kind of sockets. Packets
+// do not change them, so they can be read while the connection goes on.
+type early struct {
+	options Options
+	on      sockets
+}
+
 // optionIndex finds an option's row by its name.
 var optionIndex = func() map[string]int {
 	index := make(map[string]int, len(options))

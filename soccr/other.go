@@ -4,6 +4,7 @@ package soccr
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"syscall"
@@ -22,6 +23,21 @@ func (*Socket) Save() (*Snapshot, error) { return nil, unsupported("save") }
 
 // SaveTo needs Linux.
 func (*Socket) SaveTo(*Snapshot) error { return unsupported("save") }
+
+// SaveAll needs Linux.
+func SaveAll(io.Writer, []int, ...Option) (*Batch, error) { return nil, unsupported("save") }
+
+// RestoreAll needs Linux.
+func RestoreAll(io.Reader, ...Option) (*Batch, error) { return nil, unsupported("restore") }
+
+// Disconnect does nothing.
+func (*Batch) Disconnect() {}
+
+// Close does nothing.
+func (*Batch) Close() error { return nil }
+
+// Resume needs Linux.
+func (*Batch) Resume() error { return unsupported("resume") }
 
 // Restore needs Linux.
 func (*Socket) Restore(*Snapshot, ...Option) error { return unsupported("restore") }

@@ -25,20 +25,34 @@ const ipprotoMPTCP = 262
 // The options that matter to Save and Resume are [WithoutOptions],
 // [WithoutVerifying] and [WithRepairer]; Restore has them too, with its own.
 func Pause(fd int, options ...Option) (*Socket, error) {
-	s := &Socket{fd: fd, given: options}
-	s.options.apply(options)
-	if !s.options.noOptions {
+	s := new(Socket)
+	if err := s.pause(fd, options); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Socket) pause(fd int, options []Option) error {
+	s.fd = fd
+	if s.options.apply(options); !s.options.noOptions {
 		// It reads 2 once repair mode is on, so it has to be read before.
 		reuse, err := sockopt.GetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
 		if err != nil {
-			return nil, s.fail("pause", because(notTCP(err), err))
+			return s.fail("pause", because(notTCP(err), err))
 		}
 		s.reuseAddr = reuse == 1
 	}
+	return s.pauseFresh(fd, options)
+}
+
+// pauseFresh pauses a socket whose SO_REUSEADDR comes with a snapshot.
+func (s *Socket) pauseFresh(fd int, options []Option) error {
+	s.fd, s.given = fd, options
+	s.options.apply(options)
 	if err := s.setRepair(unix.TCP_REPAIR_ON); err != nil {
-		return nil, s.fail("pause", because(s.whyNotPaused(err), err))
+		return s.fail("pause", because(s.whyNotPaused(err), err))
 	}
-	return s, nil
+	return nil
 }
 
 // whyNotPaused finds the reason behind the errno of TCP_REPAIR.

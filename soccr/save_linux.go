@@ -126,13 +126,9 @@ func (s *Socket) saveMemory(snap *Snapshot, seen *observation) error {
 		return err
 	}
 	o := &snap.Options
-	o.RecvBuffer, o.SendBuffer = memory.recvBuffer, memory.sendBuffer
 	connected := snap.State.row().connected
 	if connected {
 		snap.Window.RecvMemory = memory.recvAlloc
-	}
-	if err := s.refuseULP(); err != nil {
-		return err
 	}
 	if memory.options > 0 || !connected { // an unconnected socket can be ready for TCP-AO without a key
 		if err := s.refuseAO(); err != nil {
@@ -150,13 +146,40 @@ func (s *Socket) saveMemory(snap *Snapshot, seen *observation) error {
 			return err
 		}
 	}
-	k := known{noMemory: memory.options == 0, unpaced: seen.info.Max_pacing_rate == math.MaxUint64}
-	if err := s.readOptions(snap, k); err != nil {
+	if e := s.early; e != nil && e.on == snap.sockets() {
+		*o = e.options
+	} else if err := s.saveOptions(snap, &seen.info, &memory); err != nil {
 		return err
 	}
+	o.RecvBuffer, o.SendBuffer = memory.recvBuffer, memory.sendBuffer
 	o.ReuseAddr = s.reuseAddr
 	o.ReadShutdown, err = s.readShutdown(snap.State)
 	return err
+}
+
+// saveOptions saves what the program has set.
+func (s *Socket) saveOptions(snap *Snapshot, info *tcpinfo.Info, memory *memory) error {
+	if err := s.refuseULP(); err != nil {
+		return err
+	}
+	return s.readOptions(snap, known{noMemory: memory.options == 0, unpaced: info.Max_pacing_rate == math.MaxUint64})
+}
+
+// readEarly reads the options and addresses of a socket that is not paused yet, for
+// Save to find. What cannot be read is left to Save.
+func (s *Socket) readEarly(fd int, noOptions bool) error {
+	s.fd = fd
+	var snap Snapshot
+	if err := s.saveAddrs(&snap); err != nil || noOptions {
+		return err
+	}
+	info, failed := s.info()
+	if snap.State = State(info.State); failed == nil && snap.State.row().movable {
+		if memory, err := s.memory(); err == nil && s.saveOptions(&snap, &info, &memory) == nil {
+			s.early = &early{snap.Options, snap.sockets()}
+		}
+	}
+	return nil
 }
 
 // correctUnsent undoes what reading the send queue does to the counters. While

@@ -15,6 +15,9 @@ type Socket struct {
 	given   []Option
 	options settings
 
+	// early are options that were read before the flow was locked.
+	early *early
+
 	// reuseAddr is the program's SO_REUSEADDR, which repair mode overwrites.
 	reuseAddr bool
 	// local and remote are the connection's ends as far as known, for errors.

@@ -224,6 +224,21 @@ func (l *Lock) UnlockFlow(local, remote netip.AddrPort) error {
 	return l.Remove(Flow{Local: local, Remote: remote})
 }
 
+// LockFlows is Add for pairs of the local and the remote end. With UnlockFlows it
+// makes a Lock the FlowsLocker that package soccr asks for.
+func (l *Lock) LockFlows(flows [][2]netip.AddrPort) error { return l.Add(pairs(flows)...) }
+
+// UnlockFlows is Remove for such pairs.
+func (l *Lock) UnlockFlows(flows [][2]netip.AddrPort) error { return l.Remove(pairs(flows)...) }
+
+func pairs(ends [][2]netip.AddrPort) []Flow {
+	flows := make([]Flow, len(ends))
+	for i, e := range ends {
+		flows[i] = Flow{Local: e[0], Remote: e[1]}
+	}
+	return flows
+}
+
 // Close unlocks everything and removes the table. Whatever it returns, the lock
 // is gone, or will be within its timeout. It returns [ErrLost] if the lock had
 // not held to the end, and nil if it is closed already.

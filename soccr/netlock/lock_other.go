@@ -32,6 +32,14 @@ func (*Lock) UnlockFlow(local, remote netip.AddrPort) error {
 	return opError("remove", errors.ErrUnsupported)
 }
 
+// LockFlows needs Linux.
+func (*Lock) LockFlows([][2]netip.AddrPort) error { return opError("add", errors.ErrUnsupported) }
+
+// UnlockFlows needs Linux.
+func (*Lock) UnlockFlows([][2]netip.AddrPort) error {
+	return opError("remove", errors.ErrUnsupported)
+}
+
 // LockListener needs Linux.
 func (*Lock) LockListener(netip.AddrPort) error {
 	return opError("lock listener", errors.ErrUnsupported)
