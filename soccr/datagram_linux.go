@@ -243,10 +243,8 @@ func StartDatagram(fd int, d *DatagramSnapshot, options ...Option) error {
 	if err := d.Validate(); err != nil {
 		return &OpError{Op: "restore", Local: d.Local, Remote: d.Remote, Err: err}
 	}
-	s := &Socket{
-		fd: fd, local: d.Local, remote: d.Remote,
-		options: newSettings(options), chosen: choose(d.Options.Settings, d.sockets()),
-	}
+	s := &Socket{fd: fd, local: d.Local, remote: d.Remote, options: newSettings(options)}
+	s.chosen = s.options.choose(d.Options.Settings, d.sockets())
 	for _, step := range [...]struct {
 		name string
 		do   func(*DatagramSnapshot) error

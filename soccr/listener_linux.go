@@ -167,9 +167,10 @@ func StartListener(fd int, l *ListenerSnapshot, options ...Option) error {
 	if err := l.Validate(); err != nil {
 		return &OpError{Op: "restore listener", Local: l.Local, Err: err}
 	}
-	s := &starter{fd: fd, snap: l, chosen: choose(l.Options.Settings, l.sockets()), lose: func(Loss) {}}
-	if f := newSettings(options).onLoss; f != nil {
-		s.lose = f
+	set := newSettings(options)
+	s := &starter{fd: fd, snap: l, chosen: set.choose(l.Options.Settings, l.sockets()), lose: func(Loss) {}}
+	if set.onLoss != nil {
+		s.lose = set.onLoss
 	}
 	for _, step := range [...]struct {
 		name string

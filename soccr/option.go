@@ -15,6 +15,7 @@ type settings struct {
 	lock     Locker
 	repairer Repairer
 	onLoss   func(Loss)
+	owners   bool
 
 	plain bool
 	path  PathPolicy
@@ -76,6 +77,12 @@ func WithRepairer(r Repairer) Option { return func(s *settings) { s.repairer = r
 // Settings that the new socket does not have. Without it they are found with
 // [Socket.Losses] only.
 func WithLosses(f func(Loss)) Option { return func(s *settings) { s.onLoss = f } }
+
+// WithOwners lets other processes than this one be the owners of restored sockets
+// (F_SETOWN): they get the signals of F_SETSIG and O_ASYNC, which may kill them. It
+// is for who trusts the snapshot, and has made the processes it speaks of. Without
+// it such an owner is a Loss.
+func WithOwners() Option { return func(s *settings) { s.owners = true } }
 
 // WithPath says how much of what the connection had learned of its path is carried
 // over; the default is PathAuto. The kernel has no call for that: the socket is

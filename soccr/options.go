@@ -181,6 +181,7 @@ var options = [...]option{
 	{name: "SO_RESERVE_MEM", number: 73, on: every, phase: beforeConnect, max: maxInt},
 	{name: "IP_MULTICAST_TTL", level: ipLevel, number: 33, on: datagram4, phase: beforeConnect, hard: true, normal: 1, max: 255},
 	{name: "IP_MULTICAST_LOOP", level: ipLevel, number: 34, on: datagram4, phase: beforeConnect, normal: 1, max: 1},
+	// That is the address; set by index alone, it cannot be read.
 	{name: "IP_MULTICAST_IF", level: ipLevel, number: 32, kind: addressKind, on: datagram4, phase: beforeConnect, hard: true},
 	{name: "IPV6_MULTICAST_HOPS", level: ipv6Level, number: 18, on: datagram6, phase: beforeConnect, hard: true, normal: 1, max: 255},
 	{name: "IPV6_MULTICAST_LOOP", level: ipv6Level, number: 19, on: datagram6, phase: beforeConnect, normal: 1, max: 1},
@@ -287,6 +288,7 @@ type chosen struct {
 	row     *option
 	order   int // the row's place in the table
 	setting Setting
+	refused error // why it is not even tried
 	lost    bool
 }
 

@@ -153,6 +153,20 @@ func choose(settings []Setting, on sockets) []chosen {
 	return all
 }
 
+// choose finds the rows of settings for a socket that is to be used. A snapshot
+// that came from elsewhere could otherwise have any process signalled, and killed.
+func (set settings) choose(settings []Setting, on sockets) []chosen {
+	all := choose(settings, on)
+	for i := range all {
+		if c := &all[i]; c.row.kind == ownerKind && c.setting.Number != 0 && !set.owners {
+			c.refused = errOwner
+		}
+	}
+	return all
+}
+
+var errOwner = errors.New("it is another process that would get the socket's signals: WithOwners lets it")
+
 // apply sets the options of one phase. What cannot be set is lost, or, if it is
 // hard, the error.
 func apply(all []chosen, fd int, p phase, lose func(Loss)) error {
@@ -161,7 +175,10 @@ func apply(all []chosen, fd int, p phase, lose func(Loss)) error {
 		if c.row.phase != p || c.lost {
 			continue
 		}
-		err := c.row.write(fd, &c.setting)
+		err := c.refused
+		if err == nil {
+			err = c.row.write(fd, &c.setting)
+		}
 		if err == nil {
 			continue
 		}

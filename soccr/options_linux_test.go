@@ -3,6 +3,7 @@ package soccr_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/gosoccr/gosoccr/internal/host/hosttest"
 	"github.com/gosoccr/gosoccr/soccr"
 )
 
@@ -180,6 +182,89 @@ func TestEveryOptionOfConnections(t *testing.T) {
 					}
 				})
 			})
+		}
+	}
+}
+
+// So is every option of a listener, and of a socket that is nothing yet.
+func TestEveryOptionOfOtherSockets(t *testing.T) {
+	n := newNetwork(t)
+	for _, c := range []struct {
+		name  string
+		state soccr.Sockets
+		move  func(t *testing.T, fd int) (saved []soccr.Setting, moved int, lost []soccr.Loss)
+	}{
+		{"listener", soccr.Listening, func(t *testing.T, fd int) (saved []soccr.Setting, moved int, lost []soccr.Loss) {
+			if err := unix.Listen(fd, 10); err != nil {
+				t.Fatal(err)
+			}
+			l, err := soccr.SaveListener(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			vacate(t, fd)
+			hosttest.Do(t, n.here, func() (err error) {
+				moved, err = soccr.NewListenerSocket(l)
+				return err
+			})
+			t.Cleanup(func() { unix.Close(moved) })
+			if err := soccr.StartListener(moved, l, soccr.WithLosses(func(l soccr.Loss) { lost = append(lost, l) })); err != nil {
+				t.Fatal(err)
+			}
+			return l.Options.Settings, moved, lost
+		}},
+		{"unconnected", soccr.Unconnected, func(t *testing.T, fd int) (saved []soccr.Setting, moved int, lost []soccr.Loss) {
+			s, err := soccr.Pause(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			snap, err := s.Save()
+			if err != nil {
+				t.Fatal(err)
+			}
+			vacate(t, fd)
+			restored, moved := n.paused(t, travelled(t, snap))
+			if err := restored.Resume(); err != nil {
+				t.Fatal(err)
+			}
+			return snap.Options.Settings, moved, restored.Losses()
+		}},
+	} {
+		for _, f := range []family{ip4, ip6} {
+			on := soccr.TCP | c.state | soccr.Dual
+			if f == ip4 {
+				on = soccr.TCP | c.state | soccr.IPv4
+			}
+			for _, row := range soccr.OptionRows(on) {
+				if !row.Kept || row.FromGone {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s/%s/%s", c.name, f.name, row.Name), func(t *testing.T) {
+					fd := n.rawSocket(t, f.domain(), unix.SOCK_STREAM, 0)
+					want, reason := setUnusual(t, fd, row)
+					if reason != "" {
+						t.Logf("%s cannot be set here: %s", row.Name, reason)
+						return
+					}
+					if err := unix.Bind(fd, f.sockaddr(f.anyAddr(), 4242)); err != nil {
+						t.Fatal(err)
+					}
+					saved, moved, lost := c.move(t, fd)
+					if d := missing(saved, want); d != nil {
+						t.Fatalf("saved, -want +got:\n%s", d)
+					}
+					if lost != nil {
+						t.Errorf("lost: %v", lost)
+					}
+					got, err := soccr.ReadSettings(moved, on)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if d := missing(got, want); d != nil {
+						t.Errorf("restored, -want +got:\n%s", d)
+					}
+				})
+			}
 		}
 	}
 }
@@ -363,6 +448,41 @@ func TestLosses(t *testing.T) {
 	moved := n.restore(t, snap)
 	write(t, moved, []byte("ping"))
 	expect(t, "peer", peer, []byte("ping"))
+}
+
+// A snapshot that was forged gets nobody signalled, unless it is trusted.
+func TestOwners(t *testing.T) {
+	n := newNetwork(t)
+	conn, _ := n.connect(t, ip4)
+	parent := os.Getppid()
+	owner := soccr.Setting{Name: "F_SETOWN", Number: int64(parent), Text: "process"}
+	control(t, conn, func(fd int) {
+		if err := soccr.SetOption(fd, owner); err != nil {
+			t.Fatal(err)
+		}
+	})
+	snap := n.checkpoint(t, conn)
+	if d := missing(snap.Options.Settings, []soccr.Setting{owner}); d != nil {
+		t.Fatalf("saved, -want +got:\n%s", d)
+	}
+	for _, trusted := range []bool{false, true} {
+		var lost []soccr.Loss
+		options := []soccr.Option{soccr.WithLosses(func(l soccr.Loss) { lost = append(lost, l) })}
+		if trusted {
+			options = append(options, soccr.WithOwners())
+		}
+		moved := n.restore(t, snap, options...)
+		control(t, moved, func(fd int) {
+			got, err := unix.FcntlInt(uintptr(fd), unix.F_GETOWN, 0)
+			if err != nil || trusted && got != parent || !trusted && got != 0 {
+				t.Errorf("trusted %v: the owner is %d, %v", trusted, got, err)
+			}
+		})
+		if len(lost) == 1 != !trusted {
+			t.Errorf("trusted %v: lost %v", trusted, lost)
+		}
+		n.checkpoint(t, moved)
+	}
 }
 
 // An eBPF program cannot be read: that it was there is in the snapshot.

@@ -50,7 +50,7 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	}
 	s.chosen, s.losses, s.lastApplied = nil, nil, s.options.noOptions
 	if !s.options.noOptions {
-		s.chosen = choose(snap.Options.Settings, snap.sockets())
+		s.chosen = s.options.choose(snap.Options.Settings, snap.sockets())
 	}
 	whole := snap
 	snap = s.trim(snap)

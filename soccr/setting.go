@@ -14,7 +14,12 @@ import (
 //     SO_RCVTIMEO and SO_SNDTIMEO; seconds for SO_LINGER; the first field and,
 //     shifted by 32 bits, the second one for SO_TXTIME (clock, flags) and
 //     SO_TIMESTAMPING (flags, clock of the device).
-//   - Text is the name of a device, for options that take an index or a name.
+//   - Text is the name of a device, for options that take an index or a name, and
+//     an address for IP_MULTICAST_IF.
+//   - Text "process", "group" or "thread" and Number for F_SETOWN: who gets the
+//     socket's signals (F_SETSIG, O_ASYNC). The number is that which the saving
+//     process sees, and has to mean the same to the restoring one ([WithOwners]);
+//     0 stands for whichever process saves and restores.
 //   - Bytes for what is a packet's header, a key or a filter: classic BPF has 8
 //     bytes for each instruction, in network byte order.
 type Setting struct {
