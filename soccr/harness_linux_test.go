@@ -130,7 +130,7 @@ func (n *network) connect(tb testing.TB, f family) (conn, peer *net.TCPConn) {
 		tb.Fatal(err)
 	}
 	listener.Close()
-	tb.Cleanup(func() { conn.Close(); peer.Close() })
+	tb.Cleanup(func() { abort(conn); abort(peer) })
 	return conn, peer
 }
 
@@ -255,6 +255,17 @@ func write(tb testing.TB, c net.Conn, data []byte) {
 // send writes in the background; what goes wrong shows where it is read.
 func send(c net.Conn, data []byte) { go func() { _, _ = c.Write(data) }() }
 
+// abort ends a connection that a test is through with, if it is still there. An
+// orphan that nobody answers would live on for minutes, and keep devices and
+// namespaces from going away.
+func abort(c *net.TCPConn) {
+	if c == nil {
+		return
+	}
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
 // reset ends a connection with a RST.
 func reset(tb testing.TB, c *net.TCPConn) {
 	tb.Helper()
@@ -340,7 +351,7 @@ func (n *network) restore(tb testing.TB, snap *soccr.Snapshot, options ...soccr.
 		conn, err = soccr.RestoreConn(snap, append(options, soccr.WithLock(n.lock))...)
 		return err
 	})
-	tb.Cleanup(func() { conn.Close() })
+	tb.Cleanup(func() { abort(conn) })
 	return conn
 }
 
@@ -363,7 +374,7 @@ func (n *network) fileConn(tb testing.TB, fd int) *net.TCPConn {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { conn.Close() })
+	tb.Cleanup(func() { abort(conn.(*net.TCPConn)) })
 	return conn.(*net.TCPConn)
 }
 

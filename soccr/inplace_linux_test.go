@@ -75,7 +75,7 @@ func (n *network) dialOut(tb testing.TB, f family, local *net.TCPAddr) (conn, pe
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { conn.Close(); peer.Close() })
+	tb.Cleanup(func() { abort(conn); abort(peer) })
 	return conn, peer
 }
 

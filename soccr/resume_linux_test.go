@@ -140,7 +140,7 @@ func (l *line) interrupted(tb testing.TB, conn, peer *net.TCPConn, size int, los
 		o.restore = time.Since(begin)
 		return err
 	})
-	tb.Cleanup(func() { o.conn.Close() })
+	tb.Cleanup(func() { abort(o.conn) })
 	o.info = info(tb, o.conn)
 
 	var wait sync.WaitGroup
@@ -232,8 +232,8 @@ func (l *line) testGoesOn(t *testing.T, f family, size int, lost bool) {
 				o.wantAtOnce(t, lost)
 			}
 			first, out, in, restore = append(first, o.firstOut), append(out, o.out), append(in, o.in), append(restore, o.restore)
-			o.conn.Close()
-			peer.Close()
+			abort(o.conn)
+			abort(peer)
 		}
 		t.Logf("%-8s medians: first byte out after %v; in flight to there read after %v, to here after %v; restored in %v",
 			way.name, median(first), median(out), median(in), median(restore))
@@ -358,8 +358,8 @@ func TestRateIsKept(t *testing.T) {
 				if rest := per[3:]; way.name == "at once" && slices.Max(rest) < 0.6 {
 					t.Errorf("the rate does not come back: %.2f", per)
 				}
-				conn.Close()
-				peer.Close()
+				abort(conn)
+				abort(peer)
 			}
 		})
 	}
@@ -496,7 +496,7 @@ func TestUnprimed(t *testing.T) {
 				}
 				return restore()
 			})
-			t.Cleanup(func() { moved.Close() })
+			t.Cleanup(func() { abort(moved) })
 			if (e.Unprimed != nil) != test.failed {
 				t.Errorf("unprimed: %v", e.Unprimed)
 			}
