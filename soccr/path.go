@@ -164,7 +164,7 @@ func primeCwnd(path *Path, cwnd int) []primingRound {
 		round.acks = repeat(round.dummies, path.RTT)
 		return []primingRound{round}
 	}
-	const settle = 24
+	const settle = 36
 	round := primingRound{dummies: grow}
 	// Within one round trip rttvar does not decay: a first sample that is too long
 	// makes it twice as much.

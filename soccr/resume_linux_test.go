@@ -287,7 +287,7 @@ func TestPathIsCarriedOver(t *testing.T) {
 					if loss && before.Snd_ssthresh == noLoss {
 						t.Fatal("the loss has not been noticed")
 					}
-					if d := int(after.Rtt) - int(before.Rtt); d < -1000-int(before.Rtt)/20 || d > 1500+int(before.Rtt)/20 {
+					if d := int(after.Rtt) - int(before.Rtt); d < -1500-int(before.Rtt)/10 || d > 2000+int(before.Rtt)/10 {
 						t.Error("another round trip time")
 					}
 					if d := int(after.Rto) - int(before.Rto); d < -int(before.Rto)/5 || d > int(before.Rto)/5 {
