@@ -9,7 +9,7 @@ import (
 
 // Movable looks for what would keep a socket from being saved, while its program
 // uses it and without changing anything: it needs no capability. It returns nil, or
-// the error that Pause or Save would have (a listening socket's is nil). What shows
+// the error that Pause or Save would have; of a listening socket, nil. What shows
 // only in a paused socket it cannot know: urgent data behind the first byte.
 func Movable(fd int) error {
 	s := &Socket{fd: fd}
@@ -21,22 +21,25 @@ func Movable(fd int) error {
 
 func (s *Socket) movable() error {
 	protocol, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	switch {
-	case err != nil:
-		return because(notTCP(err), err)
-	case protocol == ipprotoMPTCP:
-		return ErrMultipath
-	case protocol != unix.IPPROTO_TCP:
-		return ErrNotTCP
-	}
-	info, err := tcpinfo.Get(s.fd)
 	if err != nil {
 		return because(notTCP(err), err)
 	}
-	state := State(info.State)
-	if state == StateListen {
+	listens, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	switch {
+	case err != nil:
+		return err
+	case protocol != unix.IPPROTO_TCP && protocol != ipprotoMPTCP:
+		return ErrNotTCP
+	case listens != 0: // for Multipath TCP or without, see ListenerSnapshot
 		return nil
+	case protocol == ipprotoMPTCP:
+		return ErrMultipath
 	}
+	info, err := tcpinfo.Get(s.fd)
+	if err != nil {
+		return err
+	}
+	state := State(info.State)
 	if !state.row().movable {
 		return &FieldError{Field: "State", Got: state, Err: ErrState}
 	}

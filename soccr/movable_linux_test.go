@@ -35,6 +35,14 @@ func TestMovable(t *testing.T) {
 	})
 	defer multipath.Close()
 	defer datagrams.Close()
+	var multipathConn net.Conn
+	hosttest.Do(t, n.there, func() (err error) {
+		var dialer net.Dialer
+		dialer.SetMultipathTCP(true)
+		multipathConn, err = dialer.DialContext(t.Context(), "tcp", multipath.Addr().String())
+		return err
+	})
+	defer multipathConn.Close()
 	for _, test := range []struct {
 		name string
 		conn syscall.Conn
@@ -44,7 +52,8 @@ func TestMovable(t *testing.T) {
 		{"its peer", peer, nil},
 		{"a listener", listen(t, n.here, "tcp", "10.77.0.1:0"), nil},
 		{"urgent data", urgent, soccr.ErrUrgent},
-		{"Multipath TCP", multipath.(*net.TCPListener), soccr.ErrMultipath},
+		{"a listener for Multipath TCP", multipath.(*net.TCPListener), nil},
+		{"Multipath TCP", multipathConn.(*net.TCPConn), soccr.ErrMultipath},
 		{"UDP", datagrams.(*net.UDPConn), soccr.ErrNotTCP},
 	} {
 		control(t, test.conn, func(fd int) {

@@ -12,5 +12,8 @@ func commands(stdout, stderr *os.File) []*cobra.Command {
 		checkCommand(stdout),
 		lsCommand(stdout),
 		swapCommand(stdout, stderr),
+		dumpCommand(stdout, stderr),
+		restoreCommand(stdout, stderr),
+		showCommand(stdout),
 	}
 }

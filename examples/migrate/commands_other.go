@@ -3,14 +3,20 @@
 package main
 
 import (
+	"errors"
 	"os"
 
 	"github.com/spf13/cobra"
 )
 
-// commands need Linux.
-func commands(_, _ *os.File) []*cobra.Command { return nil }
+// commands: all others need Linux.
+func commands(stdout, _ *os.File) []*cobra.Command { return []*cobra.Command{showCommand(stdout)} }
 
-const idleRole = "check-child"
+const (
+	idleRole    = "check-child"
+	inheritRole = "restore-child"
+)
 
 func idle() {}
+
+func inherit([]string) error { return errors.ErrUnsupported }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"time"
@@ -22,17 +23,24 @@ type worker struct {
 	limit   time.Duration // to stop the program
 	freezer *proc.Freezer
 	thief   *proc.Thief
-	lock    *netlock.Lock
-	tap     *soccr.Tap // or nil
-	ns      *os.File   // the program's network namespace
+	lock    *netlock.Lock // or nil
+	tap     *soccr.Tap    // or nil
+	ns      *os.File      // the program's network namespace
 
 	// outside are the processes that hold a socket of the program and do not belong
 	// to it, by inode: 0 for the sockets that only the program holds.
 	outside map[uint32]int
 }
 
+// How connections are kept from the network, in CRIU's words.
+const (
+	lockFlows     = "nftables"
+	lockNamespace = "namespace"
+	lockNothing   = "skip"
+)
+
 // newWorker prepares all that can be while the program still runs.
-func newWorker(pid int, limit, lockTimeout time.Duration) (_ *worker, err error) {
+func newWorker(pid int, limit, lockTimeout time.Duration, how string) (_ *worker, err error) {
 	w := &worker{pid: pid, limit: limit, freezer: proc.NewFreezer(), thief: proc.NewThief()}
 	defer func() {
 		if err != nil {
@@ -47,13 +55,10 @@ func newWorker(pid int, limit, lockTimeout time.Duration) (_ *worker, err error)
 		return nil, fmt.Errorf("look into process %d (%s): %w", pid, proc.Name(pid), err)
 	}
 	fd := int(w.ns.Fd())
-	if netns.Current(fd) {
-		w.lock, err = netlock.New(netlock.WithTimeout(lockTimeout))
-	} else {
-		w.lock, err = netlock.New(netlock.WithTimeout(lockTimeout), netlock.WithNetNS(fd))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("in the network namespace of process %d: %w", pid, err)
+	if how == lockFlows {
+		if err := w.makeLock(netlock.New, lockTimeout); err != nil {
+			return nil, err
+		}
 	}
 	// Without a tap, what arrives meanwhile is sent again when the peer's timer says so.
 	openTap := func() (err error) {
@@ -69,6 +74,18 @@ func newWorker(pid int, limit, lockTimeout time.Duration) (_ *worker, err error)
 		err = nil
 	}
 	return w, err
+}
+
+// makeLock makes a lock in the program's network namespace.
+func (w *worker) makeLock(with func(...netlock.Option) (*netlock.Lock, error), timeout time.Duration) (err error) {
+	options := []netlock.Option{netlock.WithTimeout(timeout)}
+	if fd := int(w.ns.Fd()); !netns.Current(fd) { // to enter it takes a capability
+		options = append(options, netlock.WithNetNS(fd))
+	}
+	if w.lock, err = with(options...); err != nil {
+		return fmt.Errorf("in the network namespace of process %d: %w", w.pid, err)
+	}
+	return nil
 }
 
 func (w *worker) close() error {
@@ -100,6 +117,9 @@ func (w *worker) survey() error {
 	for _, pid := range pids {
 		ours[pid] = true
 		for h, err := range diag.HeldBy(pid) {
+			if errors.Is(err, fs.ErrNotExist) {
+				break // it has ended
+			}
 			if err != nil {
 				return fmt.Errorf("look into process %d (%s): %w", pid, proc.Name(pid), err)
 			}
@@ -215,6 +235,22 @@ func addrPort(addr unix.Sockaddr) netip.AddrPort {
 	default:
 		return netip.AddrPort{}
 	}
+}
+
+// listensOn are the addresses of which a listening socket gets the SYNs: two, if it
+// listens on all of both families.
+func listensOn(fd int) []netip.AddrPort {
+	addr, err := unix.Getsockname(fd)
+	if err != nil {
+		return nil
+	}
+	local := addrPort(addr)
+	all := []netip.AddrPort{local}
+	only6, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+	if local.Addr() == netip.IPv6Unspecified() && err == nil && only6 == 0 {
+		all = append(all, netip.AddrPortFrom(netip.IPv4Unspecified(), local.Port()))
+	}
+	return all
 }
 
 // watch has the tap keep what comes for connections, and forget ends that.

@@ -62,6 +62,10 @@ Exit status: 0 all went well; 1 it could not be done, and everything is as it wa
 2 the command line is wrong; 3 some of it could not be done; 130 interrupted.`
 
 func main() {
+	if len(os.Args) > 2 && os.Args[1] == inheritRole {
+		fmt.Fprintln(os.Stderr, "migrate:", inherit(os.Args[2:]))
+		os.Exit(1)
+	}
 	if len(os.Args) == 2 {
 		switch os.Args[1] {
 		case serverRole:

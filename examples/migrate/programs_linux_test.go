@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,7 +27,11 @@ import (
 const asEcho = "MIGRATE_AS_ECHO"
 
 func init() {
-	if name := os.Getenv(asEcho); name != "" {
+	name := os.Getenv(asEcho)
+	if len(os.Args) == 2 && os.Args[1] == "heir" { // what restore is told to start
+		name = os.Args[1]
+	}
+	if name != "" {
 		if err := echoes[name](); err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 			os.Exit(1)
@@ -45,6 +50,8 @@ var echoes = map[string]func() error{
 	"idle":    idleListener,
 	"uring":   uring,
 	"foreign": foreign,
+	"heir":    heir,
+	"stuffed": stuffed,
 }
 
 // echoBuffer is how much they read at a time.
@@ -323,6 +330,46 @@ func medley() error {
 	return nil
 }
 
+// heir serves the sockets that it has inherited.
+func heir() error {
+	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
+	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) || os.Getenv("LISTEN_FDS") != strconv.Itoa(len(names)) {
+		return errors.New("LISTEN_PID or LISTEN_FDS is wrong")
+	}
+	ended := make(chan error)
+	for i, name := range names {
+		fd := 3 + i
+		kind, number, _ := strings.Cut(name, ".")
+		old, err := strconv.Atoi(number)
+		if err != nil {
+			return err
+		}
+		var here, there unix.Stat_t
+		if err := errors.Join(unix.Fstat(fd, &here), unix.Fstat(old, &there)); err != nil || here.Ino != there.Ino {
+			return fmt.Errorf("descriptor %d is not %s: %w", fd, name, err)
+		}
+		go func() {
+			runtime.LockOSThread()
+			if kind == "connection" {
+				ended <- echoBlocking(fd)
+				return
+			}
+			for {
+				accepted, _, err := unix.Accept(fd)
+				if err != nil {
+					ended <- fmt.Errorf("accept: %w", err)
+				}
+				go func() { ended <- echoBlocking(accepted) }()
+			}
+		}()
+	}
+	for {
+		if err := <-ended; err != nil {
+			return err
+		}
+	}
+}
+
 // idleListener accepts a connection, and does nothing with it.
 func idleListener() error {
 	listener, err := rawListen(0)
@@ -334,6 +381,40 @@ func idleListener() error {
 	}
 	time.Sleep(time.Hour)
 	return nil
+}
+
+// stuffed writes until no more fits, and reads nothing: all that it knows of its
+// connections is in their queues.
+func stuffed() error {
+	listener, err := rawListen(0)
+	if err != nil {
+		return err
+	}
+	for {
+		fd, _, err := unix.Accept4(listener, unix.SOCK_NONBLOCK)
+		if err != nil {
+			return err
+		}
+		written := 0
+		for b := make([]byte, 10_000); ; written += len(b) {
+			for i := range b {
+				b[i] = byte((written + i) % 251)
+			}
+			n, err := unix.Write(fd, b)
+			if errors.Is(err, unix.EAGAIN) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			b = b[:n]
+		}
+		// The heir blocks.
+		if err := unix.SetNonblock(fd, false); err != nil {
+			return err
+		}
+		fmt.Println(written)
+	}
 }
 
 // uring has an io_uring instance.
@@ -387,14 +468,21 @@ type echo struct {
 	lines   *bufio.Scanner
 }
 
+// echoEnv is the environment of one.
+func echoEnv(name, listen string) []string {
+	return []string{
+		asEcho + "=" + name, "MIGRATE_LISTEN=" + listen,
+		"GODEBUG=multipathtcp=0,asyncpreemptoff=1", // whose signals interrupt, too
+		"GORACE=atexit_sleep_ms=0 " + os.Getenv("GORACE"),
+	}
+}
+
 // startEcho starts one; listen is an address with port 0. It is killed when the
 // test ends, if it has not been seen to end before.
 func startEcho(t *testing.T, name, listen string) *echo {
 	t.Helper()
 	e := &echo{command: exec.Command("/proc/self/exe"), stderr: &lockedBuffer{}}
-	e.command.Env = append(os.Environ(), asEcho+"="+name, "MIGRATE_LISTEN="+listen,
-		"GODEBUG=multipathtcp=0,asyncpreemptoff=1", // whose signals interrupt, too
-		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
+	e.command.Env = append(os.Environ(), echoEnv(name, listen)...)
 	e.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	e.command.Stderr = e.stderr
 	out, err := e.command.StdoutPipe()

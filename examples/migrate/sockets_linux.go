@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -65,6 +66,9 @@ func openSockets(pids []int, thief *proc.Thief) (_ *collection, err error) {
 	}()
 	for _, pid := range pids {
 		for h, err := range diag.HeldBy(pid) {
+			if errors.Is(err, fs.ErrNotExist) {
+				break // it has ended
+			}
 			if err != nil {
 				return nil, fmt.Errorf("look into process %d (%s): %w", pid, proc.Name(pid), err)
 			}

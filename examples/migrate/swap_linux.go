@@ -118,7 +118,7 @@ type swapper struct {
 }
 
 func swap(ctx context.Context, config swapConfig, stdout, stderr *os.File) error {
-	w, err := newWorker(config.pid, config.limit, config.lockTimeout)
+	w, err := newWorker(config.pid, config.limit, config.lockTimeout, lockFlows)
 	if err != nil {
 		return failed(err)
 	}

@@ -189,6 +189,7 @@ func tracerOf(pid int) string {
 // However the one that was started ends, the guard finishes what it is at.
 func TestKilled(t *testing.T) {
 	hosttest.Need(t)
+	t.Parallel()
 	e := startEcho(t, "threads", "127.0.0.1:0")
 	c := converse(t, e.addr)
 	var random = rand.New(rand.NewPCG(1, 2))
@@ -220,6 +221,7 @@ func TestKilled(t *testing.T) {
 // ^C ends a series after the round.
 func TestInterrupted(t *testing.T) {
 	hosttest.Need(t)
+	t.Parallel()
 	e := startEcho(t, "poll", "127.0.0.1:0")
 	c := converse(t, e.addr)
 	cmd := inside(program(t, "swap", "--json", "-t", fmt.Sprint(e.pid), "--every", "5ms"))
@@ -266,6 +268,7 @@ func childOf(t *testing.T, e *echo) int {
 // What cannot be swapped is refused, and left as it was.
 func TestSwapRefuses(t *testing.T) {
 	hosttest.Need(t)
+	t.Parallel()
 	const own = "127.0.0.1:0"
 	for _, test := range []struct {
 		name    string

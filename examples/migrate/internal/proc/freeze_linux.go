@@ -215,9 +215,14 @@ func (z *Frozen) thaw() error {
 	var failure error
 	known := make(map[int]bool, len(z.threads))
 	letGo := func(t *thread) {
-		delete(z.threads, t.tid)
 		known[t.tid] = true
-		if err := t.letGo(z.freezer.waits, z.at); err != nil && !errors.Is(err, unix.ESRCH) {
+		err := t.letGo(z.freezer.waits, z.at)
+		if errors.Is(err, unix.ESRCH) { // it has been killed, and its end is for us to see first
+			t.stopped = false
+			return
+		}
+		delete(z.threads, t.tid)
+		if err != nil {
 			failure = errors.Join(failure, fmt.Errorf("thread %d: %w", t.tid, err))
 		}
 	}
