@@ -33,6 +33,12 @@ type ListenerSnapshot struct {
 	Pending []*Snapshot
 }
 
+// WithSharedPort lets RestoreListener and StartListener listen beside others on the
+// same address and port that would not let them, as it may have been before: members
+// of a group (SO_REUSEPORT) can clear that option once they listen. All of them have
+// to be of the same user.
+func WithSharedPort() Option { return func(s *settings) { s.sharedPort = true } }
+
 // MaxPending is the most connections that a ListenerSnapshot can hold.
 const MaxPending = 65535
 

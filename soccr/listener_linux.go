@@ -168,7 +168,7 @@ func StartListener(fd int, l *ListenerSnapshot, options ...Option) error {
 		return &OpError{Op: "restore listener", Local: l.Local, Err: err}
 	}
 	set := newSettings(options)
-	s := &starter{fd: fd, snap: l, chosen: set.choose(l.Options.Settings, l.sockets()), lose: func(Loss) {}}
+	s := &starter{fd: fd, snap: l, chosen: set.choose(l.Options.Settings, l.sockets()), lose: func(Loss) {}, shared: set.sharedPort}
 	if set.onLoss != nil {
 		s.lose = set.onLoss
 	}
@@ -196,6 +196,7 @@ type starter struct {
 	snap   *ListenerSnapshot
 	chosen []chosen
 	lose   func(Loss)
+	shared bool // others may listen there
 }
 
 func (s *starter) beforeBind() error {
@@ -243,8 +244,10 @@ func (s *starter) listen() error {
 	if !errors.Is(err, unix.EADDRINUSE) {
 		return because(bindReasons.of(err), err)
 	}
-	if taken, found := s.portTaken(); found != nil || taken {
-		return errors.Join(because(ErrAddrInUse, err), found)
+	if !s.shared {
+		if taken, found := s.portTaken(); found != nil || taken {
+			return errors.Join(because(ErrAddrInUse, err), found)
+		}
 	}
 	closePort, refused := s.openPort()
 	if refused != nil {
@@ -291,7 +294,7 @@ func (s *starter) portTaken() (taken bool, err error) {
 	err = inNetNS(s.fd, func() error {
 		all, err := socketsOn(l.Local.Port(), StateListen, boundState)
 		for _, other := range all {
-			if other.state == boundState {
+			if other.state == StateClose {
 				if own.Port() != 0 && other.local.Addr() == own.Addr().WithZone("") {
 					own = netip.AddrPort{}
 					continue

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+	"github.com/gosoccr/gosoccr/internal/host"
 	"github.com/gosoccr/gosoccr/internal/host/hosttest"
 	"github.com/gosoccr/gosoccr/soccr"
 )
@@ -340,6 +341,41 @@ func TestReusePortGroup(t *testing.T) {
 				t.Errorf("of 40 connections the listeners got %v", counts)
 			}
 		})
+	}
+}
+
+// A member of a group may have cleared SO_REUSEPORT since; each is as it was, and
+// they share the port, in whatever order they come.
+func TestReusePortGroupWithoutReusePort(t *testing.T) {
+	n := newNetwork(t)
+	for _, l := range listenings() {
+		l.set, l.reuseAddr = reusePort, false
+		for first := range 2 {
+			t.Run(fmt.Sprintf("%v/%d", l, first), func(t *testing.T) {
+				group := [2]*net.TCPListener{n.listen(t, l)}
+				group[1] = n.listenAt(t, l, group[0].Addr().(*net.TCPAddr).AddrPort())
+				setInt(t, group[0], unix.SOL_SOCKET, unix.SO_REUSEPORT, 0)
+				var snaps [2]*soccr.ListenerSnapshot
+				for i, one := range group {
+					snaps[i] = n.checkpointListener(t, one)
+				}
+				var restored [2]*soccr.Listener
+				for _, i := range [2]int{first, 1 - first} {
+					hosttest.Do(t, n.here, func() (err error) {
+						restored[i], err = soccr.RestoreListener(snaps[i], soccr.WithLock(n.lock), soccr.WithSharedPort())
+						return err
+					})
+					t.Cleanup(func() { restored[i].Close() })
+				}
+				for i, one := range restored {
+					if got := getInt(t, one, unix.SOL_SOCKET, unix.SO_REUSEPORT); got != i {
+						t.Errorf("SO_REUSEPORT of listener %d is %d", i, got)
+					}
+				}
+				restored[first].Close()
+				n.serves(t, l.family, restored[1-first])
+			})
+		}
 	}
 }
 
@@ -726,5 +762,72 @@ func TestSaveListenerRefuses(t *testing.T) {
 	listener.Close()
 	if _, err := soccr.CheckpointListener(listener); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("of a closed listener: %v", err)
+	}
+}
+
+// What is left of a connection, with its port, is no hindrance for a listener.
+func TestListenerBesideTheDead(t *testing.T) {
+	n := newNetwork(t)
+	for _, l := range listenings() {
+		l.reuseAddr = false
+		listener := n.listen(t, l)
+		conn, peer := n.serves(t, l.family, listener)
+		reset(t, peer)
+		inState(t, conn, soccr.StateClose)
+		snap := n.checkpointListener(t, listener)
+		dead := n.move(t, conn)
+		n.serves(t, l.family, n.restoreListener(t, snap))
+		if _, err := dead.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("%v: read: %v", l, err)
+		}
+	}
+}
+
+// A connection of TCP Fast Open waits to be accepted before its handshake is over,
+// and is saved when it is.
+func TestFastOpenInFlight(t *testing.T) {
+	n := newNetwork(t)
+	for _, h := range []*host.Host{n.here, n.there} {
+		// Client and server, both without cookies.
+		if err := h.Sysctl("net.ipv4.tcp_fastopen", "519"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, l := range listenings() {
+		t.Run(l.String(), func(t *testing.T) {
+			t.Parallel()
+			l.set = func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, 5) }
+			listener := n.listen(t, l)
+			domain, to := unix.AF_INET, ip4
+			if l.family == ip6 {
+				domain, to = unix.AF_INET6, ip6
+			}
+			var fd int
+			hosttest.Do(t, n.there, func() (err error) {
+				fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+				return err
+			})
+			t.Cleanup(func() { unix.Close(fd) })
+			dropAll(t, fd)
+			hello := []byte("hello")
+			err := unix.Sendto(fd, hello, unix.MSG_FASTOPEN, sockaddr(to, netip.AddrPortFrom(to.here, portOf(listener))))
+			if err != nil && !errors.Is(err, unix.EINPROGRESS) {
+				t.Fatal(err)
+			}
+			waiting(t, listener, 1)
+			time.AfterFunc(50*time.Millisecond, func() {
+				if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
+					t.Error(err)
+				}
+			})
+			snap := n.checkpointListener(t, listener, soccr.WithInFlight(soccr.KeepInFlight), soccr.WithPatience(10*time.Second))
+			if len(snap.Pending) != 1 || snap.Pending[0].State != soccr.StateEstablished {
+				t.Fatalf("kept %+v", snap.Pending)
+			}
+			conn := accept(t, n.restoreListener(t, snap))
+			expect(t, "conn", conn, hello)
+			write(t, conn, []byte("welcome"))
+			expect(t, "peer", n.fileConn(t, fd), []byte("welcome"))
+		})
 	}
 }

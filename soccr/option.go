@@ -32,8 +32,9 @@ type settings struct {
 
 	closed, reset bool
 
-	inFlight InFlight
-	patience time.Duration
+	inFlight   InFlight
+	patience   time.Duration
+	sharedPort bool
 }
 
 func newSettings(options []Option) settings {

@@ -21,8 +21,8 @@ const (
 
 	inetDiagV6Only = 11 // INET_DIAG_SKV6ONLY
 
-	// boundState is TCP_BOUND_INACTIVE (Linux 6.8): bound to a port, but neither
-	// listening nor connected.
+	// boundState is TCP_BOUND_INACTIVE (Linux 6.8), which asks for sockets that are
+	// bound to a port, but neither listen nor are connected. They are shown in CLOSE.
 	boundState State = 13
 )
 
@@ -190,7 +190,10 @@ func socketsOn(port uint16, states ...State) ([]foundSocket, error) {
 			if err != nil {
 				return nil, fmt.Errorf("sock_diag: %w", err)
 			}
-			all = append(all, found(message))
+			// Of those that are only bound, all are shown.
+			if f := found(message); f.local.Port() == port {
+				all = append(all, f)
+			}
 		}
 	}
 	return all, nil
