@@ -84,6 +84,8 @@ func TestRestoreClosed(t *testing.T) {
 				isOver(t, n.restore(t, snap, soccr.WithClosed()))
 				elsewhere := *snap
 				elsewhere.Local = f.at(netip.MustParseAddr(map[family]string{ip4: "192.0.2.1", ip6: "2001:db8::1", mapped: "192.0.2.1"}[f]), snap.Local.Port())
+				elsewhere.Options.Congestion = "nosuch"
+				elsewhere.Options.Settings = []soccr.Setting{{Name: "SO_BINDTODEVICE", Text: "nosuch"}, {Name: "TCP_KEEPIDLE", Number: 77}}
 				isOver(t, n.restore(t, &elsewhere, soccr.WithClosed()))
 				n.listenAt(t, listening{family: f}, snap.Local)
 			})

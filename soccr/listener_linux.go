@@ -240,34 +240,24 @@ func (s *starter) afterListen() error {
 // from a listener do not need: a listener that ends and comes back finds its own
 // children in its way.
 func (s *starter) listen() error {
-	err := s.bindAndListen()
-	if !errors.Is(err, unix.EADDRINUSE) {
-		return because(bindReasons.of(err), err)
-	}
-	if !s.shared {
-		if taken, found := s.portTaken(); found != nil || taken {
-			return errors.Join(because(ErrAddrInUse, err), found)
+	err := bindTo(s.fd, s.snap.Local)
+	closePort := func() error { return nil }
+	if errors.Is(err, unix.EADDRINUSE) {
+		if !s.shared {
+			if taken, found := s.portTaken(); found != nil || taken {
+				return errors.Join(because(ErrAddrInUse, err), found)
+			}
 		}
+		var refused error
+		if closePort, refused = s.openPort(); refused != nil {
+			return errors.Join(because(ErrAddrInUse, err), refused)
+		}
+		err = bindTo(s.fd, s.snap.Local)
 	}
-	closePort, refused := s.openPort()
-	if refused != nil {
-		return errors.Join(because(ErrAddrInUse, err), refused)
+	if err == nil {
+		err = unix.Listen(s.fd, int(s.snap.Backlog))
 	}
-	err = s.bindAndListen()
 	return errors.Join(because(bindReasons.of(err), err), closePort())
-}
-
-func (s *starter) bindAndListen() error {
-	now, err := localAddr(s.fd)
-	if err != nil {
-		return err
-	}
-	if now.Port() == 0 {
-		if err := bindTo(s.fd, s.snap.Local); err != nil {
-			return err
-		}
-	}
-	return unix.Listen(s.fd, int(s.snap.Backlog))
 }
 
 func bindTo(fd int, addr netip.AddrPort) error {
@@ -286,22 +276,12 @@ func (s *starter) portTaken() (taken bool, err error) {
 	if err != nil && !lacking(err) { // before Linux 5.1
 		return false, err
 	}
-	own, err := localAddr(s.fd) // bound already, it is one of those found
-	if err != nil {
-		return false, err
-	}
 	l := s.snap
 	err = inNetNS(s.fd, func() error {
 		all, err := socketsOn(l.Local.Port(), StateListen, boundState)
 		for _, other := range all {
-			if other.state == StateClose {
-				if own.Port() != 0 && other.local.Addr() == own.Addr().WithZone("") {
-					own = netip.AddrPort{}
-					continue
-				}
-				if other.remote.Port() != 0 {
-					continue // what is left of a connection
-				}
+			if other.state == StateClose && other.remote.Port() != 0 {
+				continue // what is left of a connection
 			}
 			apart := device != 0 && other.device != 0 && uint32(device) != other.device
 			if !apart && (covers(l.Local.Addr(), l.v6only(), other.local.Addr()) ||

@@ -262,13 +262,24 @@ func TestListenerBesideConnections(t *testing.T) {
 					for i := range conns {
 						conns[i], peers[i] = n.serves(t, l.family, listener)
 					}
+					// One is not like its listener, and another port does not matter.
+					reuse := []int{bit(!l.reuseAddr), bit(l.reuseAddr), bit(l.reuseAddr)}
+					setInt(t, conns[0], unix.SOL_SOCKET, unix.SO_REUSEADDR, reuse[0])
+					other := l.family.socket(t, n, 0)
+					if err := unix.Bind(other, sockaddr(l.family, l.family.at(l.here, portOf(listener)^1))); err != nil {
+						t.Fatal(err)
+					}
 					snap := n.checkpointListener(t, listener)
+					snaps := make([]*soccr.Snapshot, len(conns))
+					for i, c := range conns {
+						snaps[i] = n.checkpoint(t, c)
+					}
 					var restored *soccr.Listener
 					if first == "listener" {
 						restored = n.restoreListener(t, snap)
 					}
-					for i, c := range conns {
-						conns[i] = n.move(t, c)
+					for i, s := range snaps {
+						conns[i] = n.restore(t, s)
 					}
 					if first != "listener" {
 						restored = n.restoreListener(t, snap)
@@ -276,8 +287,8 @@ func TestListenerBesideConnections(t *testing.T) {
 					for i, c := range conns {
 						write(t, c, []byte("moved"))
 						expect(t, "peer", peers[i], []byte("moved"))
-						if got := getInt(t, c, unix.SOL_SOCKET, unix.SO_REUSEADDR); got != bit(l.reuseAddr) {
-							t.Errorf("a connection's SO_REUSEADDR is %d", got)
+						if got := getInt(t, c, unix.SOL_SOCKET, unix.SO_REUSEADDR); got != reuse[i] {
+							t.Errorf("SO_REUSEADDR of connection %d is %d", i, got)
 						}
 					}
 					for name, want := range map[int]int{unix.SO_REUSEADDR: bit(l.reuseAddr), unix.SO_REUSEPORT: 0} {
@@ -606,19 +617,18 @@ func TestHandshakesUnderWay(t *testing.T) {
 			t.Parallel()
 			listener := n.listen(t, l)
 			port := portOf(listener)
-			slow := n.deafClient(t, l.family, port) // its handshake stops after our SYN|ACK
+			slow := n.client(t, l.family, port, true) // its handshake stops after our SYN|ACK
 			eventually(t, "a handshake is under way", func() bool { return saveListener(t, listener).HalfOpen == 1 })
 
 			snap := n.checkpointListener(t, listener, soccr.WithPatience(10*time.Millisecond))
 			if snap.HalfOpen != 1 {
 				t.Errorf("%d handshakes were under way", snap.HalfOpen)
 			}
-			late := n.deafClient(t, l.family, port) // its SYN is dropped by the lock
-			for _, fd := range []int{slow, late} {
-				if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
-					t.Fatal(err)
-				}
+			late := n.client(t, l.family, port, false) // its SYN is dropped by the lock
+			if err := unix.SetsockoptInt(slow, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
+				t.Fatal(err)
 			}
+			time.Sleep(10 * time.Millisecond) // for a RST to arrive
 			restored := n.restoreListener(t, snap)
 			for range 2 {
 				write(t, accept(t, restored), []byte("welcome"))
@@ -643,6 +653,14 @@ func TestHandshakeEndsInTime(t *testing.T) {
 			if got := saveListener(t, listener).HalfOpen; got != 1 {
 				t.Fatalf("%d handshakes are under way", got)
 			}
+			waits := getInt(t, listener, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT)
+			_, err := soccr.CheckpointListener(listener, soccr.WithLock(n.lock), soccr.WithPatience(10*time.Second))
+			if refused, ok := errors.AsType[*soccr.InFlightError](err); !ok || refused.Count != 1 {
+				t.Errorf("CheckpointListener: %v", err)
+			}
+			if got := getInt(t, listener, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT); got != waits {
+				t.Errorf("TCP_DEFER_ACCEPT was %d and is %d", waits, got)
+			}
 			snap := n.checkpointListener(t, listener, soccr.WithInFlight(soccr.KeepInFlight), soccr.WithPatience(10*time.Second))
 			if snap.HalfOpen != 0 || len(snap.Pending) != 1 {
 				t.Fatalf("%d handshakes were under way, %d connections were kept", snap.HalfOpen, len(snap.Pending))
@@ -654,8 +672,8 @@ func TestHandshakeEndsInTime(t *testing.T) {
 	}
 }
 
-// deafClient connects from there with a socket that hears nothing.
-func (n *network) deafClient(tb testing.TB, f family, port uint16) (fd int) {
+// client connects from there, without waiting; if it is deaf, it hears nothing.
+func (n *network) client(tb testing.TB, f family, port uint16, deaf bool) (fd int) {
 	tb.Helper()
 	domain, to := unix.AF_INET, ip4
 	if f == ip6 {
@@ -666,7 +684,9 @@ func (n *network) deafClient(tb testing.TB, f family, port uint16) (fd int) {
 		return err
 	})
 	tb.Cleanup(func() { unix.Close(fd) })
-	dropAll(tb, fd)
+	if deaf {
+		dropAll(tb, fd)
+	}
 	if err := unix.Connect(fd, sockaddr(to, netip.AddrPortFrom(to.here, port))); !errors.Is(err, unix.EINPROGRESS) {
 		tb.Fatal(err)
 	}
@@ -820,7 +840,12 @@ func TestFastOpenInFlight(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			snap := n.checkpointListener(t, listener, soccr.WithInFlight(soccr.KeepInFlight), soccr.WithPatience(10*time.Second))
+			// A lock that does not know listeners leaves it to the connection to wait.
+			snap, err := soccr.CheckpointListener(listener, soccr.WithInFlight(soccr.KeepInFlight),
+				soccr.WithPatience(10*time.Second), soccr.WithLock(struct{ soccr.Locker }{n.lock}))
+			if err != nil {
+				t.Fatal(err)
+			}
 			if len(snap.Pending) != 1 || snap.Pending[0].State != soccr.StateEstablished {
 				t.Fatalf("kept %+v", snap.Pending)
 			}
@@ -828,6 +853,35 @@ func TestFastOpenInFlight(t *testing.T) {
 			expect(t, "conn", conn, hello)
 			write(t, conn, []byte("welcome"))
 			expect(t, "peer", n.fileConn(t, fd), []byte("welcome"))
+		})
+	}
+}
+
+// A connection that goes from the listener's port to elsewhere is no hindrance either.
+func TestListenerBesideClient(t *testing.T) {
+	n := newNetwork(t)
+	for _, l := range listenings() {
+		l.reuseAddr = true
+		t.Run(l.String(), func(t *testing.T) {
+			snap := n.checkpointListener(t, n.listen(t, l))
+			server := listen(t, n.there, map[bool]string{true: "tcp6", false: "tcp4"}[l.family == ip6], netip.AddrPortFrom(l.there, 0).String())
+			fd := l.family.socket(t, n, 0)
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Bind(fd, sockaddr(l.family, l.family.at(l.here, snap.Local.Port()))); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Connect(fd, sockaddr(l.family, l.family.at(l.there, portOf(server)))); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0); err != nil {
+				t.Fatal(err)
+			}
+			n.serves(t, l.family, n.restoreListener(t, snap))
+			peer := accept(t, server)
+			write(t, peer, []byte("still here"))
+			expect(t, "the client", n.fileConn(t, fd), []byte("still here"))
 		})
 	}
 }
