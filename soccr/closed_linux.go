@@ -24,8 +24,8 @@ func (s *Socket) resetOver() error {
 	if s.over == nil || !s.options.reset {
 		return nil
 	}
-	mark, lock := s.options.mark, s.options.lock
-	err := s.inNetNS(func() error { return ResetPeer(s.over, WithMark(mark), WithLock(lock)) })
+	own := []Option{WithMark(s.options.mark), WithLock(s.options.lock), WithRepairer(s.options.repairer)}
+	err := s.inNetNS(func() error { return ResetPeer(s.over, own...) })
 	if err == nil {
 		s.over = nil
 	}

@@ -109,11 +109,11 @@ func handBack(all []*pendingConn) (conns []*net.TCPConn, err error) {
 }
 
 // dropPending accepts what waits in the queue and forgets it.
-func dropPending(listener int) (err error) {
+func dropPending(listener int, set settings) (err error) {
 	fds, err := AcceptAll(listener)
 	for _, fd := range fds {
 		// Closing is silent while repair mode is on, which Multipath TCP does not have.
-		_, failed := Pause(fd)
+		_, failed := Pause(fd, WithRepairer(set.repairer))
 		err = errors.Join(err, failed, unix.Close(fd))
 	}
 	return err

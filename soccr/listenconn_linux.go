@@ -116,7 +116,7 @@ func (t *takenListener) take(set settings, locked bool) (err error) {
 		}
 		return err
 	case DropInFlight:
-		return dropPending(t.fd)
+		return dropPending(t.fd, set)
 	default:
 		return nil
 	}

@@ -168,7 +168,7 @@ func StartListener(fd int, l *ListenerSnapshot, options ...Option) error {
 		return &OpError{Op: "restore listener", Local: l.Local, Err: err}
 	}
 	set := newSettings(options)
-	s := &starter{fd: fd, snap: l, chosen: set.choose(l.Options.Settings, l.sockets()), lose: func(Loss) {}, shared: set.sharedPort}
+	s := &starter{fd: fd, snap: l, chosen: set.choose(l.Options.Settings, l.sockets()), lose: func(Loss) {}, shared: set.sharedPort, repairer: set.repairer}
 	if set.onLoss != nil {
 		s.lose = set.onLoss
 	}
@@ -197,6 +197,8 @@ type starter struct {
 	chosen []chosen
 	lose   func(Loss)
 	shared bool // others may listen there
+
+	repairer Repairer
 }
 
 func (s *starter) beforeBind() error {
@@ -335,7 +337,7 @@ func (s *starter) sharePort(reusePort int) (fd int, err error) {
 }
 
 func (s *starter) bindShared(fd, reusePort int) error {
-	if _, err := Pause(fd); err != nil {
+	if _, err := Pause(fd, WithRepairer(s.repairer)); err != nil {
 		return err
 	}
 	if err := apply(slices.Clone(s.chosen), fd, beforeBind, func(Loss) {}); err != nil {

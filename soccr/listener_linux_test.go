@@ -885,3 +885,38 @@ func TestListenerBesideClient(t *testing.T) {
 		})
 	}
 }
+
+// A listener is saved by anybody. To come back beside its children takes rights, or
+// somebody who has them.
+func TestListenerWithoutRights(t *testing.T) {
+	n := newNetwork(t)
+	for _, l := range listenings() {
+		l.reuseAddr = false
+		t.Run(l.String(), func(t *testing.T) {
+			listener := n.listen(t, l)
+			conn, peer := n.serves(t, l.family, listener)
+			want := saveListener(t, listener)
+			var snap *soccr.ListenerSnapshot
+			n.withoutRights(t, func() (err error) {
+				snap, err = soccr.CheckpointListener(listener)
+				return err
+			})
+			if diff := diffListeners(want, snap); diff != "" {
+				t.Errorf("-with rights +without:\n%s", diff)
+			}
+			n.withoutRights(t, func() error {
+				if _, err := soccr.RestoreListener(snap); !errors.Is(err, soccr.ErrAddrInUse) || !errors.Is(err, soccr.ErrNoPermission) {
+					t.Errorf("RestoreListener: %v", err)
+				}
+				restored, err := soccr.RestoreListener(snap, soccr.WithRepairer(newHelper(t)))
+				if err == nil {
+					n.serves(t, l.family, restored)
+					restored.Close()
+				}
+				return err
+			})
+			write(t, conn, []byte("still here"))
+			expect(t, "peer", peer, []byte("still here"))
+		})
+	}
+}

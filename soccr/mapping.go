@@ -114,6 +114,37 @@ func (m *Mapping) ApplyListener(l *ListenerSnapshot) (*ListenerSnapshot, error) 
 	return &mapped, mapped.Validate()
 }
 
+// ApplyDatagram gives the socket as it is to be restored, with its groups and the
+// datagrams that it has not read.
+func (m *Mapping) ApplyDatagram(d *DatagramSnapshot) (*DatagramSnapshot, error) {
+	if err := m.Validate(); err != nil {
+		return nil, err
+	}
+	mapped := *d
+	mapped.Local, mapped.Remote = m.end(m.Local, d.Local), m.end(m.Remote, d.Remote)
+	if err := m.rest(&mapped.Options, new([]MD5Key)); err != nil {
+		return nil, err
+	}
+	mapped.Groups = slices.Clone(d.Groups)
+	for i := range mapped.Groups {
+		g := &mapped.Groups[i]
+		if to, ok := m.Devices[g.Device]; ok {
+			g.Device = to
+		}
+		g.Sources = slices.Clone(g.Sources)
+		for j, source := range g.Sources {
+			g.Sources[j] = m.end(m.Remote, netip.AddrPortFrom(source, 0)).Addr()
+		}
+	}
+	mapped.RecvQueue = slices.Clone(d.RecvQueue)
+	for i := range mapped.RecvQueue {
+		q := &mapped.RecvQueue[i]
+		q.From = m.end(m.Remote, q.From)
+		q.To = m.end(m.Local, netip.AddrPortFrom(q.To, d.Local.Port())).Addr()
+	}
+	return &mapped, mapped.Validate()
+}
+
 // end maps an address and port, and its zone.
 func (m *Mapping) end(rules []AddrRule, end netip.AddrPort) netip.AddrPort {
 	for _, r := range rules {

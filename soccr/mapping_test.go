@@ -131,6 +131,42 @@ func TestMappingApplies(t *testing.T) {
 	}
 }
 
+// A datagram socket's groups and what it has not read are mapped with it.
+func TestMappingOfDatagrams(t *testing.T) {
+	prefix, addr, end := netip.MustParsePrefix, netip.MustParseAddr, netip.MustParseAddrPort
+	m := &Mapping{
+		Local:   []AddrRule{{From: prefix("10.1.0.0/16"), To: prefix("10.2.0.0/16"), FromPort: 53, ToPort: 5353}},
+		Remote:  []AddrRule{{From: prefix("192.0.2.0/24"), To: prefix("203.0.113.0/24")}},
+		Devices: map[string]string{"eth0": "eth1"},
+	}
+	make := func(local, remote, source, multicast, device string) *DatagramSnapshot {
+		return &DatagramSnapshot{
+			Local: end(local), Remote: end(remote),
+			Options: Options{Settings: []Setting{{Name: "IP_MULTICAST_IF", Text: multicast}, {Name: "SO_BINDTODEVICE", Text: device}}},
+			Groups:  []Group{{Addr: addr("239.1.1.1"), Device: device, Only: true, Sources: []netip.Addr{addr(source)}}},
+			RecvQueue: []Datagram{
+				{From: end(remote), To: end(local).Addr(), Data: []byte("unread")},
+			},
+		}
+	}
+	d, untouched := make("10.1.0.7:53", "192.0.2.3:1", "192.0.2.4", "10.9.0.1", "eth0"), make("10.1.0.7:53", "192.0.2.3:1", "192.0.2.4", "10.9.0.1", "eth0")
+	got, err := m.ApplyDatagram(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := cmp.Options{cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{})}
+	if diff := cmp.Diff(make("10.2.0.7:5353", "203.0.113.3:1", "203.0.113.4", "10.9.0.1", "eth1"), got, same); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff(untouched, d, same); diff != "" {
+		t.Errorf("the snapshot was changed:\n%s", diff)
+	}
+	m.Local[0].To = prefix("10.2.0.0/17")
+	if _, err := m.ApplyDatagram(d); !errors.Is(err, ErrInvalidMapping) {
+		t.Errorf("an invalid mapping: %v", err)
+	}
+}
+
 // What a mapping makes must be possible.
 func TestMappingIntoNonsense(t *testing.T) {
 	prefix := netip.MustParsePrefix

@@ -76,7 +76,7 @@ func (p *preflight) connection(s *Snapshot) {
 		return
 	}
 	defer unix.Close(fd)
-	all := choose(s.Options.Settings, s.sockets())
+	all := p.set.choose(s.Options.Settings, s.sockets())
 	if !p.local(fd, s.Local, s.Remote, &s.Options, all) || !s.Remote.IsValid() {
 		return
 	}
@@ -204,7 +204,7 @@ func (p *preflight) listener(l *ListenerSnapshot, others []*ListenerSnapshot) {
 		return
 	}
 	defer unix.Close(fd)
-	all := choose(l.Options.Settings, l.sockets())
+	all := p.set.choose(l.Options.Settings, l.sockets())
 	if !p.local(fd, l.Local, none, &l.Options, all) {
 		return
 	}
@@ -218,7 +218,7 @@ func (p *preflight) portInUse(l *ListenerSnapshot) error {
 		return err
 	}
 	defer unix.Close(fd)
-	s := &starter{fd: fd, snap: l, chosen: choose(l.Options.Settings, l.sockets()), lose: func(Loss) {}}
+	s := &starter{fd: fd, snap: l, chosen: p.set.choose(l.Options.Settings, l.sockets()), lose: func(Loss) {}}
 	if err := s.beforeBind(); err != nil {
 		return err
 	}
