@@ -27,7 +27,25 @@
 // refused, kept, reset or dropped, as the caller says ([WithInFlight]). What is
 // kept cannot be put back into the kernel's queue: the restored [Listener] hands
 // it out first. A lock that is a [ListenLocker] lets clients wait, rather than be
-// refused, while nobody listens.
+// refused, while nobody listens, and handshakes that are under way come to their
+// end first.
+//
+// # Not connected, and not any more
+//
+// Sockets that were never connected come back bound as they were, connections that
+// are being made send their SYN again, and what was closed or reset is found so by
+// its program, data that it had not read before. The one thing that cannot be asked
+// without taking it away is which error waits (SO_ERROR): it comes back as
+// ECONNRESET. A connection that shall not go on can come back as closed, with or
+// without a word to its peer ([WithClosed], [WithReset], [ResetPeer]).
+//
+// # Other hosts, other addresses
+//
+// [Preflight] tells what on the host at hand would keep snapshots from being
+// restored, before anything is touched. A [Mapping] replaces addresses, ports and
+// devices in snapshots, and says what that takes. A connection may have both its
+// ends on one host: each is a flow of its own to the lock, so that the order in
+// which they are taken and put back does not matter.
 //
 // # UDP
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"net"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -104,6 +105,73 @@ func ExamplePause() {
 	// Output:
 	// ESTABLISHED with 6 unread bytes
 	// "moved\n" <nil>
+}
+
+// A server hands its listener over, with a client that it has not accepted yet.
+// Clients that connect while nobody listens wait: the lock keeps them from being
+// refused.
+func ExampleCheckpointListener() {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	client, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprintln(client, "hello")
+
+	lock, err := netlock.New()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer lock.Close()
+	snapshot, err := soccr.CheckpointListener(listener.(*net.TCPListener), // which is closed now
+		soccr.WithLock(lock), soccr.WithInFlight(soccr.KeepInFlight))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(snapshot.Pending), "connection waits to be accepted")
+
+	// Here, or wherever the snapshot has travelled; Preflight has a look first.
+	if err := soccr.Preflight(nil, []*soccr.ListenerSnapshot{snapshot}); err != nil {
+		log.Fatal(err)
+	}
+	restored, err := soccr.RestoreListener(snapshot, soccr.WithLock(lock))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer restored.Close()
+	conn, err := restored.Accept()
+	if err != nil {
+		log.Fatal(err)
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	fmt.Printf("%q %v\n", line, err)
+	// Output:
+	// 1 connection waits to be accepted
+	// "hello\n" <nil>
+}
+
+// A connection goes on under another address, where a NAT on the way, or a move of
+// the peer, sees to it that the peer's packets arrive there.
+func ExampleMapping() {
+	mapping := &soccr.Mapping{
+		Local:   []soccr.AddrRule{soccr.MapAddr(netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("10.9.8.7"))},
+		Devices: map[string]string{"eth0": "net1"},
+	}
+	snapshot := &soccr.Snapshot{ // of a socket that is bound
+		State:   soccr.StateClose,
+		Local:   netip.MustParseAddrPort("10.1.2.3:80"),
+		Options: soccr.Options{Settings: []soccr.Setting{{Name: "SO_BINDTODEVICE", Text: "eth0"}}},
+	}
+	mapped, err := mapping.Apply(snapshot)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(mapped.Local, mapped.Options.Settings[0].Text)
+	// Output:
+	// 10.9.8.7:80 net1
 }
 
 // connected makes the two ends of a connection.

@@ -139,7 +139,7 @@ func TestMappingOfDatagrams(t *testing.T) {
 		Remote:  []AddrRule{{From: prefix("192.0.2.0/24"), To: prefix("203.0.113.0/24")}},
 		Devices: map[string]string{"eth0": "eth1"},
 	}
-	make := func(local, remote, source, multicast, device string) *DatagramSnapshot {
+	of := func(local, remote, source, multicast, device string) *DatagramSnapshot {
 		return &DatagramSnapshot{
 			Local: end(local), Remote: end(remote),
 			Options: Options{Settings: []Setting{{Name: "IP_MULTICAST_IF", Text: multicast}, {Name: "SO_BINDTODEVICE", Text: device}}},
@@ -149,13 +149,13 @@ func TestMappingOfDatagrams(t *testing.T) {
 			},
 		}
 	}
-	d, untouched := make("10.1.0.7:53", "192.0.2.3:1", "192.0.2.4", "10.9.0.1", "eth0"), make("10.1.0.7:53", "192.0.2.3:1", "192.0.2.4", "10.9.0.1", "eth0")
+	d, untouched := of("10.1.0.7:53", "192.0.2.3:1", "192.0.2.4", "10.9.0.1", "eth0"), of("10.1.0.7:53", "192.0.2.3:1", "192.0.2.4", "10.9.0.1", "eth0")
 	got, err := m.ApplyDatagram(d)
 	if err != nil {
 		t.Fatal(err)
 	}
 	same := cmp.Options{cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{})}
-	if diff := cmp.Diff(make("10.2.0.7:5353", "203.0.113.3:1", "203.0.113.4", "10.9.0.1", "eth1"), got, same); diff != "" {
+	if diff := cmp.Diff(of("10.2.0.7:5353", "203.0.113.3:1", "203.0.113.4", "10.9.0.1", "eth1"), got, same); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	if diff := cmp.Diff(untouched, d, same); diff != "" {

@@ -15,6 +15,13 @@
 // A *Lock is the Locker that package soccr asks for. [Namespace] locks all that a
 // network namespace sends and receives.
 //
+// # Listeners
+//
+// While a listener is moved, the kernel would answer a SYN with a RST, and the
+// client would give up. [Lock.LockListener] drops the SYN instead, and the client
+// tries again after a second. Nothing else is dropped: handshakes under way come to
+// their end, and connections go on.
+//
 // # In the kernel
 //
 // A Lock is one nftables table of its own, in the inet family, with a unique name
