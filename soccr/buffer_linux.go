@@ -124,3 +124,45 @@ func (s *Socket) setBuffers(o *Options) error {
 	}
 	return nil
 }
+
+// CheckQueues finds out whether a socket of the calling thread's network namespace
+// and user can hold a snapshot's queues, and fails with ErrBuffer if not: what
+// Restore would find out when the connection is gone. Who restores where he has
+// saved asks before Disconnect; Preflight asks too.
+func CheckQueues(snap *Snapshot) error {
+	const anybody = 64 << 10 // bytes that any user's buffers hold
+	if len(snap.RecvQueue) <= anybody && len(snap.SendQueue) <= anybody {
+		return nil
+	}
+	fd, err := NewSocket(snap)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return (&Socket{fd: fd, local: snap.Local, remote: snap.Remote}).checkQueues(snap)
+}
+
+// checkQueues tries how large the buffers of a fresh socket can be.
+func (s *Socket) checkQueues(snap *Snapshot) error {
+	for _, q := range [...]struct {
+		queue  Queue
+		buffer bufferKind
+		bytes  int
+	}{{RecvQueue, recvBuffer, len(snap.RecvQueue)}, {SendQueue, sendBuffer, len(snap.SendQueue)}} {
+		if q.bytes == 0 {
+			continue
+		}
+		if err := s.setBuffer(q.buffer, largest); err != nil {
+			return s.fail(q.queue.String(), err)
+		}
+		size, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, q.buffer.option)
+		if err != nil {
+			return s.fail(q.queue.String(), err)
+		}
+		// With what the kernel's structures take.
+		if need := q.bytes + q.bytes/16; need > size {
+			return s.fail(q.queue.String(), fmt.Errorf("%w: %d bytes take about %d, and there are %d", ErrBuffer, q.bytes, need, size))
+		}
+	}
+	return nil
+}

@@ -167,3 +167,6 @@ func CheckpointDatagram(syscall.Conn) (*DatagramSnapshot, error) {
 func RestoreDatagram(*DatagramSnapshot, ...Option) (*net.UDPConn, error) {
 	return nil, unsupported("restore")
 }
+
+// CheckQueues needs Linux.
+func CheckQueues(*Snapshot) error { return unsupported("check queues") }

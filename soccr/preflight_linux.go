@@ -22,6 +22,7 @@ import (
 //	ErrAddrInUse         the flow or the listener's port is in use, by a socket of this
 //	                     host in whatever state or by another snapshot
 //	ErrNoCongestion      the congestion control
+//	ErrBuffer            the queues, which this user's buffers cannot hold
 //
 // Of the options, WithClosed and WithRepairer count. What has passed may yet fail: others use the
 // host, and firewalls, memory and the kernel's version are not looked at.
@@ -81,6 +82,7 @@ func (p *preflight) connection(s *Snapshot) {
 		return
 	}
 	p.found("route", s.Local, s.Remote, probeRoute(s, all))
+	p.found("buffers", s.Local, s.Remote, CheckQueues(s))
 	p.found("flow", s.Local, s.Remote, p.flowInUse(fd, s))
 }
 

@@ -193,3 +193,27 @@ func TestPreflightWithoutPermission(t *testing.T) {
 		t.Errorf("%q does not say what is missing", text)
 	}
 }
+
+// Queues that this user's buffers cannot hold are found before the connection is
+// taken apart.
+func TestCheckQueues(t *testing.T) {
+	hosttest.Need(t)
+	snap := &soccr.Snapshot{State: soccr.StateEstablished, Local: netip.MustParseAddrPort("127.0.0.1:1"), Remote: netip.MustParseAddrPort("127.0.0.1:2")}
+	for _, queue := range []*[]byte{&snap.RecvQueue, &snap.SendQueue} {
+		for _, size := range []int{0, 1000, 100_000} {
+			*queue = make([]byte, size)
+			if err := soccr.CheckQueues(snap); err != nil {
+				t.Errorf("%d bytes: %v", size, err)
+			}
+		}
+		*queue = make([]byte, soccr.MaxQueue) // never touched, and so no memory
+		err := soccr.CheckQueues(snap)
+		if restorable := largestSendBuffer(t) > soccr.MaxQueue; restorable != (err == nil) {
+			t.Errorf("%d bytes: %v", len(*queue), err)
+		}
+		if err != nil && !errors.Is(err, soccr.ErrBuffer) {
+			t.Error(err)
+		}
+		*queue = nil
+	}
+}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gosoccr/gosoccr/diag"
 
+	"github.com/gosoccr/gosoccr/soccr"
 	"github.com/gosoccr/gosoccr/soccr/netlock"
 )
 
@@ -257,6 +258,10 @@ func (s *swapper) swapOne(c *connection) error {
 			s.result.Waited++
 			return nil
 		}
+	}
+	if err := soccr.CheckQueues(c.snap); err != nil {
+		s.refuse(c.socket, err)
+		return nil
 	}
 	c.apart = true
 	if err := c.paused.Disconnect(); err != nil {
