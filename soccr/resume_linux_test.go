@@ -24,7 +24,7 @@ import (
 	"github.com/gosoccr/gosoccr/soccr/netlock"
 )
 
-var rounds = flag.Int("rounds", 1, "how often TestGoesOnAtOnce moves a connection each way; with -v it prints the medians")
+var rounds = flag.Int("rounds", 1, "how often TestGoesOnAtOnce moves a connection each way; more than once, the plain way is measured too (-v)")
 
 // A line is a network whose hosts are a long way apart.
 type line struct {
@@ -317,6 +317,9 @@ func TestRateIsKept(t *testing.T) {
 				name    string
 				options []soccr.Option
 			}{{"at once", []soccr.Option{soccr.WithTap(l.tap(t))}}, {"plain", []soccr.Option{soccr.WithPlain()}}} {
+				if *rounds == 1 && way.name == "plain" {
+					continue
+				}
 				conn, peer := l.connect(t, ip4)
 				if congestion != "" {
 					setCongestion(t, conn, congestion)
@@ -343,7 +346,7 @@ func TestRateIsKept(t *testing.T) {
 						}
 					}
 				}
-				write(20 * l.rtt)
+				write(12 * l.rtt)
 				before := read.Load()
 				write(5 * l.rtt)
 				rate := float64(read.Load()-before) / 5 // per round trip
