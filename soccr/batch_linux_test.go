@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -390,4 +391,45 @@ func (w *brokenWriter) Write(b []byte) (int, error) {
 		return 0, w.err
 	}
 	return len(b), nil
+}
+
+// What a batch of idle connections holds, image included, is at most 4 KiB for each
+// at the worst moment: when they are restored, and what was saved is still there.
+func TestBatchMemory(t *testing.T) {
+	const size, each = 1000, 4 << 10
+	n, lock := newBatchNetwork(t)
+	c := n.bothEnds(t, size)
+	options := []soccr.Option{soccr.WithLock(lock)}
+	held := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	hosttest.Do(t, n.here, func() error {
+		before := held()
+		var image bytes.Buffer
+		saved, err := soccr.SaveAll(&image, c.fds, options...)
+		if err != nil {
+			return err
+		}
+		if err := saved.Close(); err != nil {
+			return err
+		}
+		c.forget()
+		restored, err := soccr.RestoreAll(bytes.NewReader(image.Bytes()), options...)
+		if err != nil {
+			return err
+		}
+		if took := held() - before; took > size*each {
+			t.Errorf("%d bytes for each", took/size)
+		} else {
+			t.Logf("%d bytes for each", took/size)
+		}
+		runtime.KeepAlive(saved)
+		runtime.KeepAlive(&image)
+		err = restored.Resume()
+		closeAll(restored)
+		return err
+	})
 }

@@ -257,7 +257,7 @@ func (l *timedLock) UnlockFlows(flows [][2]netip.AddrPort) error {
 
 // A batchMove is how long the stages of a move took.
 type batchMove struct {
-	lock, save, close, restore, unlock, resume time.Duration
+	before, lock, save, close, restore, unlock, resume time.Duration
 
 	frozen time.Duration // from lock to unlock, both included
 }
@@ -265,6 +265,7 @@ type batchMove struct {
 // move moves all connections of a crowd to new sockets.
 func (c *crowd) move(lock *timedLock, options []soccr.Option) (m batchMove, err error) {
 	lock.locking = time.Time{}
+	start := time.Now()
 	var image bytes.Buffer
 	saved, err := soccr.SaveAll(&image, c.fds, options...)
 	if err != nil {
@@ -293,7 +294,8 @@ func (c *crowd) move(lock *timedLock, options []soccr.Option) (m batchMove, err 
 		c.fds = append(c.fds, restored.FD(i))
 	}
 	return batchMove{
-		lock: lock.locked.Sub(lock.locking), save: atSaved.Sub(lock.locked), close: atClosed.Sub(atSaved),
+		before: lock.locking.Sub(start),
+		lock:   lock.locked.Sub(lock.locking), save: atSaved.Sub(lock.locked), close: atClosed.Sub(atSaved),
 		restore: atRestored.Sub(atClosed), unlock: lock.unlocked.Sub(lock.unlocking), resume: time.Since(lock.unlocked),
 		frozen: lock.unlocked.Sub(lock.locking),
 	}, nil
