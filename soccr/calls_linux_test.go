@@ -230,14 +230,3 @@ func watchCalls(t *testing.T) string {
 	}
 	return b.String()
 }
-
-// kernel is the version of the kernel that runs, without the patch level.
-func kernel(t *testing.T) string {
-	t.Helper()
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	version := strings.SplitN(unix.ByteSliceToString(u.Release[:]), ".", 3)
-	return strings.Join(version[:2], ".")
-}

@@ -388,6 +388,17 @@ func machine(t *testing.T) string {
 		model, runtime.GOMAXPROCS(0), kernel(t), runtime.GOOS, runtime.GOARCH, runtime.Version(), load)
 }
 
+// kernel is the version of the kernel that runs, without the patch level.
+func kernel(t *testing.T) string {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	version := strings.SplitN(unix.ByteSliceToString(u.Release[:]), ".", 3)
+	return strings.Join(version[:2], ".")
+}
+
 var reportText = template.Must(template.New("report").Funcs(template.FuncMap{
 	"us": func(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/1e3) },
 	"ms": func(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d)/1e6) },
