@@ -16,6 +16,7 @@ import (
 
 	"github.com/gosoccr/gosoccr/examples/migrate/internal/image"
 	"github.com/gosoccr/gosoccr/examples/migrate/internal/proc"
+	"github.com/gosoccr/gosoccr/internal/host"
 	"github.com/gosoccr/gosoccr/soccr"
 	"github.com/gosoccr/gosoccr/soccr/netlock"
 )
@@ -29,6 +30,8 @@ type dumpConfig struct {
 	tcpClose           bool
 	skipInFlight       bool
 	networkLock        string
+	giveAddress        []string
+	give               []place
 	limit, lockTimeout time.Duration
 	asJSON             bool
 }
@@ -57,10 +60,14 @@ host. So the connections stay locked for --lock-timeout, or until they are resto
 on this host, whatever comes first: time to restore them elsewhere, and to move the
 address there. The lock is held by a process in the background.
 
+--give-address takes the address away from this host while the connections are
+locked, for another one to have (restore --take-address).
+
 The image is a file in DIR, for its owner only. It is as secret as the connections.`,
 		Example: `  migrate dump -t 1234 -D /var/tmp/image
   migrate dump -t 1234 -D image --leave-running && migrate show -D image
-  migrate dump -t 1234 -D - | ssh HOST migrate restore -D - -- server --systemd`,
+  migrate dump -t 1234 -D - --give-address 10.0.0.5/24@eth0 |
+    ssh HOST migrate restore -D - --take-address 10.0.0.5/24@eth0 -- server`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			switch {
@@ -68,10 +75,16 @@ The image is a file in DIR, for its owner only. It is as secret as the connectio
 				return usageError(errors.New("which program? -t PID"))
 			case config.dir == "":
 				return usageError(errors.New("where to? -D DIR, or -D - for standard output"))
+			case config.leaveRunning && len(config.giveAddress) > 0:
+				return usageError(errors.New("--leave-running and --give-address contradict each other"))
 			case config.leaveRunning && config.leaveClosed:
 				return usageError(errors.New("--leave-running and --leave-closed contradict each other"))
 			case !slices.Contains([]string{lockFlows, lockNamespace, lockNothing}, config.networkLock):
 				return usageError(fmt.Errorf("--network-lock %s? nftables, namespace or skip", config.networkLock))
+			}
+			var err error
+			if config.give, err = parsePlaces(config.giveAddress); err != nil {
+				return usageError(err)
 			}
 			return guarded(func(ctx context.Context) error { return dump(ctx, config, stdout, stderr) })
 		},
@@ -85,6 +98,7 @@ The image is a file in DIR, for its owner only. It is as secret as the connectio
 	flags.BoolVar(&config.tcpClose, "tcp-close", false, "the connections are to be restored as closed; nobody keeps them locked")
 	flags.BoolVar(&config.skipInFlight, "skip-in-flight", false, "forget connections that were not accepted yet, instead of failing")
 	flags.StringVar(&config.networkLock, "network-lock", lockFlows, "how to lock: nftables (the connections), namespace (all packets), skip (a firewall of yours does)")
+	flags.StringArrayVar(&config.giveAddress, "give-address", nil, "ADDRESS/BITS@DEVICE that this host gives up, for another one to take")
 	timeoutFlags(c, &config.limit, &config.lockTimeout)
 	flags.BoolVar(&config.asJSON, "json", false, "print the summary as one JSON object")
 	return c
@@ -112,6 +126,7 @@ type dumper struct {
 	connections []*connection
 	flows       []netlock.Flow
 	image       image.Image
+	given       bool           // the host has given up its addresses
 	unkeep      chan os.Signal // that nobody need keep the connections locked
 }
 
@@ -232,6 +247,10 @@ func (d *dumper) dumpStopped(ctx context.Context, program *stoppedProgram) (lock
 	if ctx.Err() != nil {
 		return locked, errors.New("interrupted; the program goes on as it was")
 	}
+	if err := onHost(d.ns, func(h *host.Host) error { return give(h, d.config.give) }); err != nil {
+		return locked, err
+	}
+	d.given = true
 	if err := d.write(); err != nil {
 		return locked, err
 	}
@@ -319,8 +338,11 @@ func (d *dumper) write() (err error) {
 // undo lets the connections go on as they were.
 func (d *dumper) undo() error {
 	var err error
+	if d.given {
+		err = onHost(d.ns, func(h *host.Host) error { return take(h, d.config.give) })
+	}
 	if d.lock != nil {
-		err = d.lock.Close()
+		err = errors.Join(err, d.lock.Close())
 	}
 	for _, c := range d.connections {
 		if c.paused != nil {

@@ -401,7 +401,7 @@ func TestDumpKilled(t *testing.T) {
 	e := startEcho(t, "threads", "127.0.0.1:0")
 	c := dialEcho(t, e)
 	pid, dumps := e.pid, 0
-	const kills = 12
+	const kills = 8
 	for range kills {
 		dir := t.TempDir()
 		cmd := inside(program(t, "dump", "-t", fmt.Sprint(pid), "-D", dir, "--lock-timeout", "100ms"))

@@ -19,6 +19,7 @@ import (
 
 	"github.com/gosoccr/gosoccr/examples/migrate/internal/image"
 	"github.com/gosoccr/gosoccr/examples/migrate/internal/proc"
+	"github.com/gosoccr/gosoccr/internal/host"
 	"github.com/gosoccr/gosoccr/soccr"
 	"github.com/gosoccr/gosoccr/soccr/netlock"
 )
@@ -33,6 +34,8 @@ type restoreConfig struct {
 	mapLocal, mapRemote, mapDevice []string
 	asJSON                         bool
 	mapping                        soccr.Mapping
+	takeAddress                    []string
+	take                           []place
 }
 
 func restoreCommand(stdout, stderr *os.File) *cobra.Command {
@@ -42,7 +45,8 @@ func restoreCommand(stdout, stderr *os.File) *cobra.Command {
 		Short: "Bring saved connections and listeners back, in a program that inherits them",
 		Long: `restore makes the sockets of an image again, in this network namespace, and starts a
 program that inherits them, as if it had never been another. Their addresses have to
-be on this host. Either all of them come back, or none, and the peers notice nothing
+be on this host, or come with --take-address, which is announced to the neighbors
+(ARP, or neighbor advertisements) when the connections are locked here. Either all of them come back, or none, and the peers notice nothing
 in either case; the image can be restored again.
 
 The program finds each socket by the descriptor that it had where it was dumped (in
@@ -57,7 +61,8 @@ Addresses, ports and devices may have other names here: --map-local 10.1.0.5=10.
 --map-remote 10.1.0.0/16=10.2.0.0/16, --map-local 10.1.0.5:80=10.1.0.5:8080. The peer
 cannot be told; something on the way has to translate.`,
 		Example: `  migrate restore -D /var/tmp/image -- ./server --fd 7
-  migrate dump -t 1234 -D - | ssh HOST migrate restore -D - -- server --systemd`,
+  migrate dump -t 1234 -D - --give-address 10.0.0.5/24@eth0 |
+    ssh HOST migrate restore -D - --take-address 10.0.0.5/24@eth0 -- server`,
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			switch {
 			case config.dir == "":
@@ -70,6 +75,9 @@ cannot be told; something on the way has to translate.`,
 			if config.mapping, err = parseMapping(config.mapLocal, config.mapRemote, config.mapDevice); err != nil {
 				return usageError(err)
 			}
+			if config.take, err = parsePlaces(config.takeAddress); err != nil {
+				return usageError(err)
+			}
 			config.command = args
 			return restore(config, stdout, stderr)
 		},
@@ -80,6 +88,7 @@ cannot be told; something on the way has to translate.`,
 	flags.BoolVarP(&config.detached, "restore-detached", "d", false, "do not wait for the program")
 	flags.BoolVar(&config.tcpClose, "tcp-close", false, "bring connections back as closed: the program reads their end")
 	flags.StringVar(&config.networkLock, "network-lock", lockFlows, "how to lock: nftables, or skip (a firewall of yours does)")
+	flags.StringArrayVar(&config.takeAddress, "take-address", nil, "ADDRESS/BITS@DEVICE that this host takes, and announces to its neighbors")
 	flags.StringArrayVar(&config.mapLocal, "map-local", nil, "OLD=NEW: another address, network or port of this end")
 	flags.StringArrayVar(&config.mapRemote, "map-remote", nil, "OLD=NEW: another address, network or port of the peer")
 	flags.StringArrayVar(&config.mapDevice, "map-device", nil, "OLD=NEW: another name of a device")
@@ -214,6 +223,25 @@ func (r *restorer) restore(program string, stdout, stderr *os.File) (*os.Process
 		return nil, err
 	}
 	locked := time.Now()
+	h, err := host.Current()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = h.Close() }() // what it has done stays
+	if err := take(h, r.config.take); err != nil {
+		return nil, err
+	}
+	child, err := r.restoreLocked(program, stdout, stderr)
+	if err != nil {
+		return nil, errors.Join(err, give(h, r.config.take))
+	}
+	r.result.Locked = time.Since(locked).Microseconds()
+	return child, nil
+}
+
+// restoreLocked makes the sockets and starts the program, on a host that has their
+// addresses.
+func (r *restorer) restoreLocked(program string, stdout, stderr *os.File) (*os.Process, error) {
 	if err := r.preflight(); err != nil {
 		return nil, err
 	}
@@ -241,7 +269,6 @@ func (r *restorer) restore(program string, stdout, stderr *os.File) (*os.Process
 			return nil, err
 		}
 	}
-	r.result.Locked = time.Since(locked).Microseconds()
 	r.result.PID = child.Pid
 	_, err = start.Write([]byte{1})
 	return child, err

@@ -157,7 +157,7 @@ func TestSwap(t *testing.T) {
 					all = append(all, converse(t, e.addr))
 				}
 				time.Sleep(50 * time.Millisecond)
-				const rounds = 10
+				const rounds = 8
 				r := swapped(t, e.pid, 0, "--every", "50ms", "--count", fmt.Sprint(rounds))
 				if r.Rounds != rounds || r.Swapped+r.Waited != rounds*clients || r.Swapped < rounds || len(r.Frozen) != rounds || len(r.Locked) != rounds {
 					t.Errorf("%+v", r)
@@ -193,7 +193,7 @@ func TestKilled(t *testing.T) {
 	e := startEcho(t, "threads", "127.0.0.1:0")
 	c := converse(t, e.addr)
 	var random = rand.New(rand.NewPCG(1, 2))
-	const kills = 15
+	const kills = 10
 	for i := range kills {
 		cmd := inside(program(t, "swap", "-t", fmt.Sprint(e.pid), "--every", "2ms"))
 		var said bytes.Buffer
