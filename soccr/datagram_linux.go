@@ -118,7 +118,10 @@ func (d *DatagramSnapshot) readOptions(fd int, memory memory) error {
 	}
 	o.ReuseAddr, o.NonBlocking, o.BufferLock = reuse != 0, flags&unix.O_NONBLOCK != 0, lock
 	o.RecvBuffer, o.SendBuffer = memory.recvBuffer, memory.sendBuffer
-	o.Settings, err = readSettings(nil, fd, known{flags: flags, noMemory: memory.options == 0}, d.sockets())
+	if o.Settings, err = readSettings(nil, fd, known{flags: flags, noMemory: memory.options == 0}, d.sockets()); err != nil {
+		return err
+	}
+	o.Foreign, err = isForeign(fd, d.Local, o)
 	return err
 }
 
@@ -295,7 +298,7 @@ func (s *Socket) bindDatagram(d *DatagramSnapshot) error {
 	if neverBound(d.Local) {
 		return nil
 	}
-	err := bindTo(s.fd, d.Local)
+	err := bindForeign(s.fd, d.Options.Foreign, func() error { return bindTo(s.fd, d.Local) })
 	return because(bindReasons.of(err), err)
 }
 

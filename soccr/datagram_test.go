@@ -23,7 +23,7 @@ func everyDatagramField() DatagramSnapshot {
 		Local:  netip.MustParseAddrPort("[fe80::1%eth0]:5000"),
 		Remote: netip.MustParseAddrPort("[fe80::2%eth0]:6000"), ReadShutdown: true, WriteShutdown: true,
 		Options: Options{
-			ReuseAddr: true, NonBlocking: true, PeekOffsetOn: true, PeekOffset: 3, RecvBuffer: 212992, SendBuffer: 212992, BufferLock: 3,
+			ReuseAddr: true, NonBlocking: true, PeekOffsetOn: true, PeekOffset: 3, RecvBuffer: 212992, SendBuffer: 212992, BufferLock: 3, Foreign: true,
 			Settings: []Setting{{Name: "IPV6_MULTICAST_HOPS", Number: 7}, {Name: "UDPLITE_SEND_CSCOV", Number: 8}},
 		},
 		Groups: []Group{

@@ -258,6 +258,7 @@ func optionFields[T any](options func(*T) *Options) []codec[T] {
 		number(38, func(s *T) *uint8 { return &options(s).BufferLock }),
 		boolean(39, func(s *T) *bool { return &options(s).ReadShutdown }),
 		settingList(40, func(s *T) *[]Setting { return &options(s).Settings }),
+		boolean(42, func(s *T) *bool { return &options(s).Foreign }),
 	}
 }
 

@@ -96,6 +96,7 @@ func everyField() Snapshot {
 			Congestion: "cubic",
 			RecvBuffer: 131072, SendBuffer: 87040, BufferLock: 3,
 			ReadShutdown: true,
+			Foreign:      true,
 			Settings: []Setting{
 				{Name: "F_SETOWN", Number: 77, Text: ownerGroup},
 				{Name: "SO_ATTACH_FILTER", Bytes: []byte{0, 6, 0, 0, 0, 0, 0xff, 0xff}},

@@ -242,7 +242,7 @@ func (s *starter) afterListen() error {
 // from a listener do not need: a listener that ends and comes back finds its own
 // children in its way.
 func (s *starter) listen() error {
-	err := bindTo(s.fd, s.snap.Local)
+	err := s.bindTo(s.fd)
 	closePort := func() error { return nil }
 	if errors.Is(err, unix.EADDRINUSE) {
 		if !s.shared {
@@ -254,12 +254,17 @@ func (s *starter) listen() error {
 		if closePort, refused = s.openPort(); refused != nil {
 			return errors.Join(because(ErrAddrInUse, err), refused)
 		}
-		err = bindTo(s.fd, s.snap.Local)
+		err = s.bindTo(s.fd)
 	}
 	if err == nil {
 		err = unix.Listen(s.fd, int(s.snap.Backlog))
 	}
 	return errors.Join(because(bindReasons.of(err), err), closePort())
+}
+
+// bindTo binds a socket to the listener's address.
+func (s *starter) bindTo(fd int) error {
+	return bindForeign(fd, s.snap.Options.Foreign, func() error { return bindTo(fd, s.snap.Local) })
 }
 
 func bindTo(fd int, addr netip.AddrPort) error {
@@ -346,7 +351,7 @@ func (s *starter) bindShared(fd, reusePort int) error {
 	if err := sockopt.SetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, reusePort); err != nil {
 		return err
 	}
-	return bindTo(fd, s.snap.Local)
+	return s.bindTo(fd)
 }
 
 // verify reads back what the kernel may have changed.

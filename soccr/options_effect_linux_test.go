@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -177,6 +179,55 @@ func TestBindingOptionsAct(t *testing.T) {
 		got, err := unix.Getsockname(n.moveUnconnected(t, fd))
 		if a, ok := got.(*unix.SockaddrInet4); err != nil || !ok || a.Addr != addr.Addr || a.Port != addr.Port {
 			t.Errorf("bound to %+v, %v", got, err)
+		}
+	})
+	// It can be switched off after bind; so can the address be taken away.
+	t.Run("IP_FREEBIND, no more", func(t *testing.T) {
+		for _, f := range []family{ip4, ip6} {
+			elsewhere := netip.MustParseAddr("10.99.0.1")
+			if f == ip6 {
+				elsewhere = netip.MustParseAddr("fd99::1")
+			}
+			foreign := func(kind int) (fd int) {
+				fd = n.rawSocket(t, f.domain(), kind, 0)
+				for _, on := range []int{1, 0} {
+					if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, on); err != nil {
+						t.Fatal(err)
+					}
+					if on == 0 {
+						break
+					}
+					if err := unix.Bind(fd, f.sockaddr(elsewhere, 4242)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				return fd
+			}
+			listener := foreign(unix.SOCK_STREAM)
+			if err := unix.Listen(listener, 1); err != nil {
+				t.Fatal(err)
+			}
+			l, err := soccr.SaveListener(listener)
+			if err != nil {
+				t.Fatal(err)
+			}
+			vacate(t, listener)
+			fd := n.rawSocket(t, f.domain(), unix.SOCK_STREAM, 0)
+			if err := soccr.StartListener(fd, l); err != nil {
+				t.Fatal(err)
+			}
+			vacate(t, fd)
+			_, datagrams, _ := n.moveDatagram(t, foreign(unix.SOCK_DGRAM))
+			for what, moved := range map[string]int{"unconnected": n.moveUnconnected(t, foreign(unix.SOCK_STREAM)), "UDP": datagrams} {
+				local, err := unix.Getsockname(moved)
+				if d := cmp.Diff(f.sockaddr(elsewhere, 4242), local, cmpopts.IgnoreUnexported(unix.SockaddrInet4{}, unix.SockaddrInet6{})); err != nil || d != "" {
+					t.Errorf("%s %s: %v, -want +got:\n%s", f.name, what, err, d)
+				}
+				if on, err := unix.GetsockoptInt(moved, unix.IPPROTO_IP, unix.IP_FREEBIND); err != nil || on != 0 {
+					t.Errorf("%s %s: IP_FREEBIND is %d, %v", f.name, what, on, err)
+				}
+				vacate(t, moved)
+			}
 		}
 	})
 	to := listen(t, n.there, "tcp4", "10.77.0.2:0").Addr().(*net.TCPAddr).AddrPort()

@@ -294,6 +294,11 @@ func (s *Socket) readOptions(snap *Snapshot, k known) error {
 	if o.Settings, err = readSettings(o.Settings, s.fd, k, snap.sockets()); err != nil {
 		return fmt.Errorf("Options.Settings: %w", err)
 	}
+	if on := snap.sockets(); on&whenConnected == 0 && !snap.Remote.IsValid() {
+		if o.Foreign, err = isForeign(s.fd, snap.Local, o); err != nil {
+			return fmt.Errorf("Options.Foreign: %w", err)
+		}
+	}
 	o.BufferLock, err = s.bufferLock()
 	return err
 }

@@ -103,7 +103,7 @@ func (p *preflight) local(fd int, local, remote netip.AddrPort, o *Options, all 
 		p.found("set options", local, remote, err)
 		return false
 	}
-	if local.Addr().Unmap().IsUnspecified() {
+	if local.Addr().Unmap().IsUnspecified() || o.Foreign {
 		return true
 	}
 	err := probeBind(fd, local)
@@ -224,7 +224,7 @@ func (p *preflight) portInUse(l *ListenerSnapshot) error {
 	if err := s.beforeBind(); err != nil {
 		return err
 	}
-	err = bindTo(fd, l.Local)
+	err = bindForeign(fd, l.Options.Foreign, func() error { return bindTo(fd, l.Local) })
 	if !errors.Is(err, unix.EADDRINUSE) {
 		return because(bindReasons.of(err), err)
 	}

@@ -160,7 +160,7 @@ func (s *Socket) bind(snap *Snapshot) error {
 	if err != nil {
 		return because(ErrAddrNotAvailable, err)
 	}
-	err = sa.bind(s.fd)
+	err = bindForeign(s.fd, snap.Options.Foreign, func() error { return sa.bind(s.fd) })
 	// Disconnect leaves their port only to sockets that were bound by bind(2), and
 	// shows it on the others too (__inet_put_port does not clear inet_sport).
 	if s.bound && errors.Is(err, unix.EINVAL) {

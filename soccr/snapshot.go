@@ -120,6 +120,10 @@ type Options struct {
 	BufferLock uint8
 	// ReadShutdown: the program has shut down reading before the peer's FIN.
 	ReadShutdown bool
+	// Foreign: a socket that is not connected is bound to an address that its host
+	// does not have, though nothing on it says so any more (IP_FREEBIND). So it may
+	// be bound again.
+	Foreign bool `json:",omitempty"`
 	// Settings are all other options that do not have the kernel's default, by
 	// rising name.
 	Settings []Setting `json:",omitempty"`
