@@ -251,7 +251,6 @@ var options = [...]option{
 	{name: "SO_MAX_PACING_RATE", number: 47, kind: longKind, on: every, phase: afterConnect, normal: -1, max: 1<<63 - 1},
 	{name: "SO_BUSY_POLL", number: 46, on: every, phase: afterConnect, max: maxInt},
 	{name: "SO_PREFER_BUSY_POLL", number: 69, on: every, phase: afterConnect, max: 1},
-	{name: "TCP_QUICKACK", level: tcpLevel, number: 12, on: onTCP | everyIP | whenUnconnected | whenConnected, phase: afterConnect, normal: 1, max: 1},
 	// The times come before the switch, which starts the timer.
 	{name: "TCP_KEEPIDLE", level: tcpLevel, number: 4, on: tcp, phase: afterConnect, hard: true, normal: 7200, min: 1, max: 32767},
 	{name: "TCP_KEEPINTVL", level: tcpLevel, number: 5, on: tcp, phase: afterConnect, hard: true, normal: 75, min: 1, max: 32767},
@@ -269,6 +268,8 @@ var options = [...]option{
 	// What makes the kernel send, or signals arrive. Restore has used the bound of
 	// the timers for itself.
 	{name: "TCP_RTO_MAX_MS", level: tcpLevel, number: 44, on: tcp, phase: afterResume, normal: 120000, min: 1000, max: maxInt, slack: 10},
+	// The kernel changes this one by itself, when segments arrive in disorder.
+	{name: "TCP_QUICKACK", level: tcpLevel, number: 12, on: onTCP | everyIP | whenUnconnected | whenConnected, phase: afterResume, normal: 1, max: 1},
 	{name: "TCP_NODELAY", level: tcpLevel, number: 1, on: tcp, phase: afterResume, hard: true, max: 1},
 	{name: "TCP_CORK", level: tcpLevel, number: 3, on: tcp, phase: afterResume, hard: true, max: 1},
 	{name: "F_SETOWN", level: fileLevel, kind: ownerKind, on: every, phase: afterResume, max: maxInt},
