@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gosoccr/gosoccr/internal/host/hosttest"
+	"github.com/gosoccr/gosoccr/rawfin"
 	"github.com/gosoccr/gosoccr/soccr"
 )
 
@@ -194,4 +195,77 @@ func TestSaveTo(t *testing.T) {
 			t.Error("memory was not used again")
 		}
 	}
+}
+
+// A segment that moves nothing but the peer's window is noticed.
+func TestWindowMovesWhileSaving(t *testing.T) {
+	n := newNetwork(t)
+	conn, _ := n.connect(t, ip4)
+	var injector *rawfin.Injector
+	hosttest.Do(t, n.here, func() (err error) {
+		injector, err = rawfin.Open()
+		return err
+	})
+	defer injector.Close()
+	control(t, conn, func(fd int) {
+		s, err := soccr.Pause(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		received, err := s.QueueSeq(soccr.RecvQueue)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent, err := s.QueueSeq(soccr.SendQueue)
+		if err != nil {
+			t.Fatal(err)
+		}
+		segments := fdInfo(t, fd).Segs_in
+		defer soccr.BetweenReads(func() {
+			err := injector.Inject(rawfin.Segment{
+				Src: peerAddr(conn), Dst: localAddr(conn), Seq: received, Ack: sent, Window: 65535, Flags: rawfin.ACK,
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			eventually(t, "it has arrived", func() bool { return fdInfo(t, fd).Segs_in > segments })
+		})()
+		_, err = s.Save()
+		if wrong, ok := errors.AsType[*soccr.FieldError](err); !ok || wrong.Field != "Window.SndWnd" || !errors.Is(err, soccr.ErrChanged) {
+			t.Errorf("got %v, want ErrChanged for Window.SndWnd", err)
+		}
+		if err := s.Resume(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// No queue stays selected: what a program writes by mistake must not end up there.
+func TestNoQueueStaysSelected(t *testing.T) {
+	n := newNetwork(t)
+	conn, peer := n.connect(t, ip4)
+	write(t, peer, []byte("received"))
+	eventually(t, "the bytes are here", func() bool { return ioctl(t, conn, unix.SIOCINQ) == 8 })
+	refused := func(when string, fd int) {
+		if _, err := unix.Write(fd, []byte("x")); !errors.Is(err, unix.EINVAL) {
+			t.Errorf("writing after %s: %v, want EINVAL", when, err)
+		}
+	}
+	var snap *soccr.Snapshot
+	n.lockFor(conn)(true)
+	control(t, conn, func(fd int) {
+		s, err := soccr.Pause(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if snap, err = s.Save(); err != nil {
+			t.Fatal(err)
+		}
+		refused("Save", fd)
+		if err := s.Disconnect(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	_, fd := n.paused(t, snap)
+	refused("Restore", fd)
 }
