@@ -14,8 +14,7 @@ type call struct{}
 func callOf(_, _ int) call { return call{} }
 
 // interruptible are the system calls that return EINTR when a thread is stopped,
-// without any signal, and have done nothing then; and with which register a
-// program says for how many milliseconds they are to wait.
+// without any signal, and have done nothing then.
 var interruptible = map[uint64]bool{
 	unix.SYS_READ: true, unix.SYS_READV: true, unix.SYS_RECVFROM: true, unix.SYS_RECVMSG: true, unix.SYS_RECVMMSG: true,
 	unix.SYS_WRITE: true, unix.SYS_WRITEV: true, unix.SYS_SENDTO: true, unix.SYS_SENDMSG: true, unix.SYS_SENDMMSG: true,
@@ -45,8 +44,9 @@ const (
 // ERESTARTNOHAND, it makes the call again, unless a signal is there after all and
 // has a handler. Then the program gets EINTR, and rightly.
 func (call) goOn(tid int, w waits, stopped time.Time) error {
-	var r unix.PtraceRegs
-	if err := unix.PtraceGetRegs(tid, &r); err != nil {
+	// By PTRACE_GETREGS: PTRACE_GETREGSET gives those of a 32-bit program in another form.
+	var r unix.PtraceRegsAmd64
+	if err := unix.PtraceGetRegsAmd64(tid, &r); err != nil {
 		return os.NewSyscallError("ptrace(PTRACE_GETREGS)", err)
 	}
 	again, timeout := interruptible[r.Orig_rax], &r.R10
@@ -63,5 +63,5 @@ func (call) goOn(tid int, w waits, stopped time.Time) error {
 	if waits {
 		*timeout = uint64(uint32(w.again(tid, int32(*timeout), stopped, time.Now())))
 	}
-	return os.NewSyscallError("ptrace(PTRACE_SETREGS)", unix.PtraceSetRegs(tid, &r))
+	return os.NewSyscallError("ptrace(PTRACE_SETREGS)", unix.PtraceSetRegsAmd64(tid, &r))
 }
