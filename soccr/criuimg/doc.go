@@ -47,6 +47,7 @@
 //	Options.Congestion     the host's default
 //	Options.PeekOffsetOn   off
 //	Options.PeekOffset
+//	Options.Foreign        the address has to be on the host, or IP_FREEBIND set
 //	Options.Settings       CRIU has those listed below
 //	Pending                of a listener: CRIU would need a descriptor for each
 //	HalfOpen
