@@ -10,7 +10,7 @@ import (
 )
 
 // commands: all others need Linux.
-func commands(stdout, _ *os.File) []*cobra.Command { return []*cobra.Command{showCommand(stdout)} }
+func commands(stdout, stderr *os.File) []*cobra.Command { return imageCommands(stdout, stderr) }
 
 const (
 	idleRole    = "check-child"

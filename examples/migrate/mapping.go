@@ -6,8 +6,46 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"github.com/gosoccr/gosoccr/soccr"
 )
+
+// mapFlags are the flags that say which addresses, ports and devices are others.
+type mapFlags struct{ local, remote, devices []string }
+
+func (m *mapFlags) add(c *cobra.Command) {
+	flags := c.Flags()
+	flags.StringArrayVar(&m.local, "map-local", nil, "OLD=NEW: another address, network or port of this end")
+	flags.StringArrayVar(&m.remote, "map-remote", nil, "OLD=NEW: another address, network or port of the peer")
+	flags.StringArrayVar(&m.devices, "map-device", nil, "OLD=NEW: another name of a device")
+}
+
+func (f *mapFlags) parse() (m soccr.Mapping, err error) {
+	for _, side := range []struct {
+		texts []string
+		rules *[]soccr.AddrRule
+	}{{f.local, &m.Local}, {f.remote, &m.Remote}} {
+		for _, text := range side.texts {
+			rule, err := parseRule(text)
+			if err != nil {
+				return m, err
+			}
+			*side.rules = append(*side.rules, rule)
+		}
+	}
+	for _, text := range f.devices {
+		from, to, ok := strings.Cut(text, "=")
+		if !ok {
+			return m, fmt.Errorf("--map-device %s: want OLD=NEW", text)
+		}
+		if m.Devices == nil {
+			m.Devices = map[string]string{}
+		}
+		m.Devices[from] = to
+	}
+	return m, m.Validate()
+}
 
 // parseRule reads OLD=NEW, both of which are an address, a network, an address with
 // a port, or a port (":80").

@@ -26,16 +26,16 @@ import (
 
 // restoreConfig is what the command line says about restore.
 type restoreConfig struct {
-	dir                            string
-	command                        []string
-	detached                       bool
-	tcpClose                       bool
-	networkLock                    string
-	mapLocal, mapRemote, mapDevice []string
-	asJSON                         bool
-	mapping                        soccr.Mapping
-	takeAddress                    []string
-	take                           []place
+	dir         string
+	command     []string
+	detached    bool
+	tcpClose    bool
+	networkLock string
+	mapFlags    mapFlags
+	asJSON      bool
+	mapping     soccr.Mapping
+	takeAddress []string
+	take        []place
 }
 
 func restoreCommand(stdout, stderr *os.File) *cobra.Command {
@@ -72,7 +72,7 @@ cannot be told; something on the way has to translate.`,
 			case config.networkLock != lockFlows && config.networkLock != lockNothing:
 				return usageError(fmt.Errorf("--network-lock %s? nftables or skip", config.networkLock))
 			}
-			if config.mapping, err = parseMapping(config.mapLocal, config.mapRemote, config.mapDevice); err != nil {
+			if config.mapping, err = config.mapFlags.parse(); err != nil {
 				return usageError(err)
 			}
 			if config.take, err = parsePlaces(config.takeAddress); err != nil {
@@ -89,38 +89,9 @@ cannot be told; something on the way has to translate.`,
 	flags.BoolVar(&config.tcpClose, "tcp-close", false, "bring connections back as closed: the program reads their end")
 	flags.StringVar(&config.networkLock, "network-lock", lockFlows, "how to lock: nftables, or skip (a firewall of yours does)")
 	flags.StringArrayVar(&config.takeAddress, "take-address", nil, "ADDRESS/BITS@DEVICE that this host takes, and announces to its neighbors")
-	flags.StringArrayVar(&config.mapLocal, "map-local", nil, "OLD=NEW: another address, network or port of this end")
-	flags.StringArrayVar(&config.mapRemote, "map-remote", nil, "OLD=NEW: another address, network or port of the peer")
-	flags.StringArrayVar(&config.mapDevice, "map-device", nil, "OLD=NEW: another name of a device")
+	config.mapFlags.add(c)
 	flags.BoolVar(&config.asJSON, "json", false, "print the summary as one JSON object, on standard error")
 	return c
-}
-
-// parseMapping reads the flags that map.
-func parseMapping(local, remote, devices []string) (m soccr.Mapping, err error) {
-	for _, side := range []struct {
-		texts []string
-		rules *[]soccr.AddrRule
-	}{{local, &m.Local}, {remote, &m.Remote}} {
-		for _, text := range side.texts {
-			rule, err := parseRule(text)
-			if err != nil {
-				return m, err
-			}
-			*side.rules = append(*side.rules, rule)
-		}
-	}
-	for _, text := range devices {
-		from, to, ok := strings.Cut(text, "=")
-		if !ok {
-			return m, fmt.Errorf("--map-device %s: want OLD=NEW", text)
-		}
-		if m.Devices == nil {
-			m.Devices = map[string]string{}
-		}
-		m.Devices[from] = to
-	}
-	return m, m.Validate()
 }
 
 // A restored socket is one that was made again.
