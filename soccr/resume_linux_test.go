@@ -422,14 +422,11 @@ func TestSweep(t *testing.T) {
 		if congestion == "cubic" { // bbr may not be there
 			setCongestion(t, conn, congestion)
 		}
-		l.learn(t, conn, peer, 300_000, 3)
-		out, in := pattern(1, 300_000), pattern(2, 5000)
-		send(conn, out)
-		eventually(t, "all is sent", func() bool {
-			return ioctl(t, conn, unix.SIOCOUTQ) > 0 && ioctl(t, conn, unix.SIOCOUTQNSD) == 0
-		})
+		out, in := pattern(1, 60_000), pattern(2, 5000)
+		l.fly(t, conn, peer, out)
 		snap := l.checkpoint(t, conn)
 		expect(t, "peer", peer, out)
+		l.relay.BtoA.Change(func(c *host.Conditions) { c.Blackhole = false })
 		var e soccr.Effects
 		conn = l.restore(t, snap, soccr.WithPath(soccr.PathForget), soccr.WithEffects(&e))
 		if e.Swept == 0 {
@@ -439,6 +436,26 @@ func TestSweep(t *testing.T) {
 		expect(t, "conn", conn, in)
 		eventually(t, "all is acknowledged", func() bool { return ioctl(t, conn, unix.SIOCOUTQ) == 0 })
 	}
+}
+
+// fly has conn send data whose acknowledgements do not come back, nor does anything
+// else from the peer's side: the path from there stays closed. That takes a congestion
+// window that is large enough, which the kernel may have made smaller for want of CPU.
+func (l *line) fly(tb testing.TB, conn, peer *net.TCPConn, data []byte) {
+	tb.Helper()
+	for range 10 {
+		l.learn(tb, conn, peer, 300_000, 3)
+		l.relay.BtoA.Change(func(c *host.Conditions) { c.Blackhole = true })
+		write(tb, conn, data)
+		for start := time.Now(); time.Since(start) < 20*l.rtt; time.Sleep(time.Millisecond) {
+			if ioctl(tb, conn, unix.SIOCOUTQNSD) == 0 {
+				return
+			}
+		}
+		l.relay.BtoA.Change(func(c *host.Conditions) { c.Blackhole = false })
+		expect(tb, "peer", peer, data)
+	}
+	tb.Fatal("the congestion window stays too small")
 }
 
 // Where the acknowledgements are still to come, only the last segment is sent
