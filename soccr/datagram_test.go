@@ -2,13 +2,9 @@ package soccr
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
 
@@ -49,80 +45,12 @@ func diffDatagrams(want, got *DatagramSnapshot) string {
 }
 
 func TestDatagramGoldenBytes(t *testing.T) {
-	for name, d := range goldenDatagrams {
-		t.Run(name, func(t *testing.T) {
-			if err := d.Validate(); err != nil {
-				t.Fatalf("the golden socket is not valid: %v", err)
-			}
-			encoded, err := d.MarshalBinary()
-			if err != nil {
-				t.Fatal(err)
-			}
-			path := filepath.Join("testdata", "datagram-v1", name+".bin")
-			if *update {
-				if err := os.WriteFile(path, encoded, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			golden, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(encoded, golden) {
-				t.Errorf("encoded to\n%q, want\n%q", encoded, golden)
-			}
-			var got DatagramSnapshot
-			if err := got.UnmarshalBinary(golden); err != nil {
-				t.Fatal(err)
-			}
-			if diff := diffDatagrams(&d, &got); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-			var written bytes.Buffer
-			if n, err := d.WriteTo(&written); err != nil || n != int64(len(golden)) || !bytes.Equal(written.Bytes(), golden) {
-				t.Errorf("WriteTo wrote %d bytes: %v", n, err)
-			}
-			text, err := json.Marshal(&d)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got = DatagramSnapshot{}
-			if err := json.Unmarshal(text, &got); err != nil {
-				t.Fatal(err)
-			}
-			if diff := diffDatagrams(&d, &got); diff != "" {
-				t.Errorf("JSON (-want +got):\n%s", diff)
-			}
-		})
-	}
+	testGoldens(t, "datagram-v1", goldenDatagrams, diffDatagrams)
 }
 
-// A field that is forgotten in the encoding fails here.
 func TestDatagramEncodingCarriesEveryField(t *testing.T) {
-	all := reflect.ValueOf(everyDatagramField())
-	for i := range all.NumField() {
-		name := all.Type().Field(i).Name
-		if all.Field(i).IsZero() {
-			t.Fatalf("%s is zero: it would not be tested", name)
-		}
-		var want, got DatagramSnapshot
-		reflect.ValueOf(&want).Elem().Field(i).Set(all.Field(i))
-		b, err := want.MarshalBinary()
-		if err == nil {
-			err = got.UnmarshalBinary(b)
-		}
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		if d := diffDatagrams(&want, &got); d != "" {
-			t.Errorf("%s (-want +got):\n%s", name, d)
-		}
-	}
-	for i := range datagramForm.fields[1:] {
-		if datagramForm.fields[i].tag >= datagramForm.fields[i+1].tag {
-			t.Errorf("tag %d comes before %d", datagramForm.fields[i].tag, datagramForm.fields[i+1].tag)
-		}
-	}
+	testEveryField(t, everyDatagramField(), diffDatagrams)
+	testTagsRise(t, datagramForm.fields)
 }
 
 // What is damaged, cut, or of another kind is refused, and changes nothing.
@@ -176,34 +104,12 @@ func TestDatagramDecodingRefuses(t *testing.T) {
 }
 
 func TestDatagramsFollowEachOther(t *testing.T) {
-	var stream bytes.Buffer
-	d := everyDatagramField()
-	for range 2 {
-		if _, err := d.WriteTo(&stream); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for range 2 {
-		var got DatagramSnapshot
-		if _, err := got.ReadFrom(&stream); err != nil {
-			t.Fatal(err)
-		}
-		if diff := diffDatagrams(&d, &got); diff != "" {
-			t.Error(diff)
-		}
-	}
-	if _, err := new(DatagramSnapshot).ReadFrom(&stream); !errors.Is(err, io.EOF) {
-		t.Errorf("at the end: %v", err)
-	}
+	testFollowEachOther(t, new(everyDatagramField()), diffDatagrams)
 }
 
 func TestDatagramValidate(t *testing.T) {
 	addr, end := netip.MustParseAddr, netip.MustParseAddrPort
-	broken := map[string]bool{}
-	for _, row := range []struct {
-		field string
-		how   func(*DatagramSnapshot)
-	}{
+	testValidate(t, everyDatagramField, []breach[DatagramSnapshot]{
 		{"Local", func(d *DatagramSnapshot) { d.Local = netip.AddrPort{} }},
 		{"Local", func(d *DatagramSnapshot) { d.Local = end("[2001:db8::1%eth0]:80") }},
 		{"Remote", func(d *DatagramSnapshot) { d.Remote = netip.AddrPortFrom(netip.Addr{}, 80) }},
@@ -230,20 +136,7 @@ func TestDatagramValidate(t *testing.T) {
 		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].To = addr("192.0.2.1") }},
 		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].Data = make([]byte, 65536) }},
 		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue = make([]Datagram, MaxDatagrams+1) }},
-	} {
-		d := everyDatagramField()
-		row.how(&d)
-		wrong, ok := errors.AsType[*FieldError](d.Validate())
-		if !ok || wrong.Field != row.field || !errors.Is(wrong, ErrInvalidSnapshot) {
-			t.Errorf("%s: Validate: %v", row.field, d.Validate())
-		}
-		broken[row.field] = true
-	}
-	for _, r := range datagramRules {
-		if !broken[r.field] {
-			t.Errorf("no row breaks the rule for %s", r.field)
-		}
-	}
+	}, datagramRules)
 }
 
 func FuzzUnmarshalDatagram(f *testing.F) {

@@ -2,13 +2,9 @@ package soccr
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"reflect"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -46,81 +42,12 @@ func diffListeners(want, got *ListenerSnapshot) string {
 }
 
 func TestListenerGoldenBytes(t *testing.T) {
-	for name, l := range goldenListeners {
-		t.Run(name, func(t *testing.T) {
-			if err := l.Validate(); err != nil {
-				t.Fatalf("the golden listener is not valid: %v", err)
-			}
-			encoded, err := l.MarshalBinary()
-			if err != nil {
-				t.Fatal(err)
-			}
-			path := filepath.Join("testdata", "listener-v1", name+".bin")
-			if *update {
-				if err := os.WriteFile(path, encoded, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			golden, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(encoded, golden) {
-				t.Errorf("encoded to\n%q, want\n%q", encoded, golden)
-			}
-			var got ListenerSnapshot
-			if err := got.UnmarshalBinary(golden); err != nil {
-				t.Fatal(err)
-			}
-			if d := diffListeners(&l, &got); d != "" {
-				t.Errorf("-want +got:\n%s", d)
-			}
-			var written bytes.Buffer
-			if n, err := l.WriteTo(&written); err != nil || n != int64(len(golden)) || !bytes.Equal(written.Bytes(), golden) {
-				t.Errorf("WriteTo wrote %d bytes: %v", n, err)
-			}
-			text, err := json.Marshal(&l)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got = ListenerSnapshot{}
-			if err := json.Unmarshal(text, &got); err != nil {
-				t.Fatal(err)
-			}
-			if d := diffListeners(&l, &got); d != "" {
-				t.Errorf("JSON (-want +got):\n%s", d)
-			}
-		})
-	}
+	testGoldens(t, "listener-v1", goldenListeners, diffListeners)
 }
 
-// A field that is forgotten in the encoding's table fails here.
 func TestListenerEncodingCarriesEveryField(t *testing.T) {
-	full := everyListenerField()
-	all := reflect.ValueOf(full)
-	for i := range all.NumField() {
-		name := all.Type().Field(i).Name
-		if all.Field(i).IsZero() {
-			t.Fatalf("%s is zero: it would not be tested", name)
-		}
-		var want, got ListenerSnapshot
-		reflect.ValueOf(&want).Elem().Field(i).Set(all.Field(i))
-		b, err := want.MarshalBinary()
-		if err == nil {
-			err = got.UnmarshalBinary(b)
-		}
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		if d := diffListeners(&want, &got); d != "" {
-			t.Errorf("%s (-want +got):\n%s", name, d)
-		}
-	}
-	for i := range listenerForm.fields[1:] {
-		if listenerForm.fields[i].tag >= listenerForm.fields[i+1].tag {
-			t.Errorf("tag %d comes before %d", listenerForm.fields[i].tag, listenerForm.fields[i+1].tag)
-		}
-	}
+	testEveryField(t, everyListenerField(), diffListeners)
+	testTagsRise(t, listenerForm.fields)
 }
 
 // What is damaged, cut, or of another kind is refused, and changes nothing.
@@ -180,33 +107,11 @@ func TestListenerDecodingRefuses(t *testing.T) {
 }
 
 func TestListenersFollowEachOther(t *testing.T) {
-	var stream bytes.Buffer
-	l := everyListenerField()
-	for range 2 {
-		if _, err := l.WriteTo(&stream); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for range 2 {
-		var got ListenerSnapshot
-		if _, err := got.ReadFrom(&stream); err != nil {
-			t.Fatal(err)
-		}
-		if d := diffListeners(&l, &got); d != "" {
-			t.Error(d)
-		}
-	}
-	if _, err := new(ListenerSnapshot).ReadFrom(&stream); !errors.Is(err, io.EOF) {
-		t.Errorf("at the end: %v", err)
-	}
+	testFollowEachOther(t, new(everyListenerField()), diffListeners)
 }
 
 func TestListenerValidate(t *testing.T) {
-	broken := map[string]bool{}
-	for _, row := range []struct {
-		field string
-		how   func(*ListenerSnapshot)
-	}{
+	testValidate(t, everyListenerField, []breach[ListenerSnapshot]{
 		{"Local", func(l *ListenerSnapshot) { l.Local = netip.AddrPort{} }},
 		{"Local", func(l *ListenerSnapshot) { l.Local = netip.MustParseAddrPort("192.0.2.1:0") }},
 		{"Local", func(l *ListenerSnapshot) { l.Local = netip.MustParseAddrPort("224.0.0.1:80") }},
@@ -228,20 +133,7 @@ func TestListenerValidate(t *testing.T) {
 		}},
 		{"Pending[1].MSS", func(l *ListenerSnapshot) { l.Pending[1].MSS = 0 }},
 		{"Options.BufferLock", func(l *ListenerSnapshot) { l.Options.BufferLock = 4 }},
-	} {
-		l := everyListenerField()
-		row.how(&l)
-		wrong, ok := errors.AsType[*FieldError](l.Validate())
-		if !ok || wrong.Field != row.field || !errors.Is(wrong, ErrInvalidSnapshot) {
-			t.Errorf("%s: Validate: %v", row.field, l.Validate())
-		}
-		broken[row.field] = true
-	}
-	for _, r := range listenerRules {
-		if !broken[r.field] {
-			t.Errorf("no row breaks the rule for %s", r.field)
-		}
-	}
+	}, listenerRules)
 }
 
 func TestListensOn(t *testing.T) {
