@@ -54,7 +54,6 @@ func newWorker(pid int, limit, lockTimeout time.Duration, how string) (_ *worker
 	if w.ns, err = os.Open(path); err != nil {
 		return nil, fmt.Errorf("look into process %d (%s): %w", pid, proc.Name(pid), err)
 	}
-	fd := int(w.ns.Fd())
 	if how == lockFlows {
 		if err := w.makeLock(netlock.New, lockTimeout); err != nil {
 			return nil, err
@@ -65,12 +64,7 @@ func newWorker(pid int, limit, lockTimeout time.Duration, how string) (_ *worker
 		w.tap, err = soccr.OpenTap()
 		return err
 	}
-	if netns.Current(fd) {
-		err = openTap()
-	} else {
-		err = netns.Do(fd, openTap)
-	}
-	if errors.Is(err, soccr.ErrNoPermission) {
+	if err = w.inside(openTap); errors.Is(err, soccr.ErrNoPermission) {
 		err = nil
 	}
 	return w, err
@@ -180,6 +174,7 @@ type connection struct {
 	snap   *soccr.Snapshot
 	// apart: the connection is only in the snapshot.
 	apart bool
+	fresh *freshSocket // where it is now, if that is a new one
 }
 
 // errOutside: see worker.outside.
@@ -295,13 +290,9 @@ func (c *connection) save() (err error) {
 // rebuild puts the connection back into its socket. There is nothing else to be done
 // with it, so it tries again, and at last without what makes it go on at once.
 func (c *connection) rebuild(w *worker) error {
-	options := []soccr.Option{soccr.WithLock(w.lock)}
-	if w.tap != nil {
-		options = append(options, soccr.WithTap(w.tap))
-	}
 	var failure error
 	for _, more := range [][]soccr.Option{nil, nil, {soccr.WithPlain()}} {
-		err := c.paused.Restore(c.snap, append(options, more...)...)
+		err := c.paused.Restore(c.snap, append(w.options(), more...)...)
 		if err == nil {
 			c.apart = false
 			return nil
@@ -309,4 +300,21 @@ func (c *connection) rebuild(w *worker) error {
 		failure = err
 	}
 	return fmt.Errorf("LOST: %w", failure)
+}
+
+// options are those with which connections are put back.
+func (w *worker) options() []soccr.Option {
+	options := []soccr.Option{soccr.WithLock(w.lock)}
+	if w.tap != nil {
+		options = append(options, soccr.WithTap(w.tap))
+	}
+	return options
+}
+
+// inside runs f in the program's network namespace.
+func (w *worker) inside(f func() error) error {
+	if fd := int(w.ns.Fd()); !netns.Current(fd) { // to enter it takes a capability
+		return netns.Do(fd, f)
+	}
+	return f()
 }

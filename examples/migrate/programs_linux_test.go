@@ -461,6 +461,7 @@ func haveServed(fd int, attributes *syscall.SysProcAttr) error {
 
 // An echo is such a program.
 type echo struct {
+	name    string
 	addr    string
 	pid     int
 	stderr  *lockedBuffer
@@ -481,7 +482,7 @@ func echoEnv(name, listen string) []string {
 // test ends, if it has not been seen to end before.
 func startEcho(t *testing.T, name, listen string) *echo {
 	t.Helper()
-	e := &echo{command: exec.Command("/proc/self/exe"), stderr: &lockedBuffer{}}
+	e := &echo{name: name, command: exec.Command("/proc/self/exe"), stderr: &lockedBuffer{}}
 	e.command.Env = append(os.Environ(), echoEnv(name, listen)...)
 	e.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	e.command.Stderr = e.stderr

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/gosoccr/gosoccr/diag"
@@ -22,6 +23,7 @@ type swapConfig struct {
 	pid                int
 	every              time.Duration
 	count              int
+	newSocket          bool
 	limit, lockTimeout time.Duration
 	asJSON             bool
 }
@@ -30,7 +32,7 @@ func swapCommand(stdout, stderr *os.File) *cobra.Command {
 	var config swapConfig
 	c := &cobra.Command{
 		Use:   "swap -t PID",
-		Short: "Take a program's connections apart and rebuild them in place, while it runs",
+		Short: "Take a program's connections apart and rebuild them, while it runs",
 		Long: `swap is a drill: would this program and its peers survive a move? It stops a process
 and all its descendants, locks their TCP connections, saves each, takes it out of
 its socket, restores it from what it has saved, and lets the program go on: what a
@@ -42,6 +44,13 @@ With --every, it does so again and again. A connection whose peer has not
 acknowledged anything since it was last swapped is left alone until it has: each
 swap begins its timers anew.
 
+With --new-socket, each connection goes into a new socket, which takes the place of
+the old one under all its descriptors, in every process of the program, and with
+every epoll instance there: what a restore into a running program does. To that end
+the processes are made to receive the descriptors; no code is left in them. It takes
+longer, and new sockets have other inode numbers. 32-bit programs cannot be made to,
+nor those that filter system calls (seccomp), if CAP_SYS_ADMIN is missing.
+
 Listening sockets, and those of other families, stay as they are. A connection that
 cannot be moved stays as it is, too, and the summary says why.
 
@@ -51,12 +60,15 @@ nor are connections left apart. Do not kill the guard.
 
 What a program can notice: it was stopped for a moment; a blocking send, or a
 receive with MSG_WAITALL, returns what it had done so far; SO_RCVTIMEO and
-SO_SNDTIMEO begin anew with each round.
+SO_SNDTIMEO begin anew with each round. With --new-socket, also: an edge-triggered
+epoll instance reports once more what is so; and what was registered with
+EPOLLONESHOT, and has fired, may fire once more when the peer resets.
 
 Exit status: 0 all connections were swapped; 3 some could not be; 1 nothing could
 be done; 130 interrupted.`,
 		Example: `  migrate swap -t 1234
-  migrate swap -t 1234 --every 100ms --count 100`,
+  migrate swap -t 1234 --every 100ms --count 100
+  migrate swap -t 1234 --new-socket`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			switch {
@@ -74,6 +86,7 @@ be done; 130 interrupted.`,
 	flags.SortFlags = false
 	treeFlag(c, &config.pid)
 	flags.DurationVar(&config.every, "every", 0, "swap again and again, with this much time in between")
+	flags.BoolVar(&config.newSocket, "new-socket", false, "put the connections into new sockets, behind the same descriptors")
 	flags.IntVar(&config.count, "count", 0, "how many times; 0 is until it is interrupted, or once without --every")
 	timeoutFlags(c, &config.limit, &config.lockTimeout)
 	flags.BoolVar(&config.asJSON, "json", false, "print the summary as one JSON object")
@@ -110,7 +123,8 @@ type refusal struct {
 // A swapper swaps a program's connections.
 type swapper struct {
 	*worker
-	result swapResult
+	newSocket bool
+	result    swapResult
 	// last is what the peer of a connection had acknowledged when it was swapped
 	// last, by cookie, if there was something to acknowledge.
 	last map[uint64]uint32
@@ -123,7 +137,7 @@ func swap(ctx context.Context, config swapConfig, stdout, stderr *os.File) error
 	if err != nil {
 		return failed(err)
 	}
-	s := &swapper{worker: w, last: map[uint64]uint32{}, refused: map[uint64]bool{}}
+	s := &swapper{worker: w, newSocket: config.newSocket, last: map[uint64]uint32{}, refused: map[uint64]bool{}}
 	s.result.Frozen, s.result.Locked, s.result.Refused = []int64{}, []int64{}, []refusal{}
 	err = errors.Join(s.repeat(ctx, config, progressOn(stderr)), w.close())
 	r := &s.result
@@ -221,6 +235,11 @@ func (s *swapper) swapAll(program *stoppedProgram) (err error) {
 	if len(all) == 0 {
 		return nil
 	}
+	if s.newSocket {
+		if err := program.callable(all); err != nil {
+			return err
+		}
+	}
 	defer s.forget(flows)
 	if err := s.watch(flows); err != nil {
 		return err
@@ -237,17 +256,24 @@ func (s *swapper) swapAll(program *stoppedProgram) (err error) {
 			err = errors.Join(err, s.swapOne(c))
 		}
 	}
+	if s.newSocket {
+		err = errors.Join(err, s.renew(program, all))
+	}
 	err = errors.Join(err, s.lock.Remove(flows...))
 	s.result.Locked = append(s.result.Locked, time.Since(began).Microseconds())
 	for _, c := range all {
 		if c.paused != nil && !c.apart {
 			err = errors.Join(err, c.paused.Resume())
 		}
+		if c.fresh != nil { // the program has it, or it is empty
+			err = errors.Join(err, unix.Close(c.fresh.fd))
+		}
 	}
 	return err
 }
 
-// swapOne takes a saved connection out of its socket and puts it back.
+// swapOne takes a saved connection out of its socket and puts it back, or into a new
+// one.
 func (s *swapper) swapOne(c *connection) error {
 	acknowledged := c.snap.SendSeq - uint32(len(c.snap.SendQueue))
 	last, again := s.last[c.Cookie]
@@ -267,12 +293,26 @@ func (s *swapper) swapOne(c *connection) error {
 	if err := c.paused.Disconnect(); err != nil {
 		return err
 	}
+	if s.newSocket {
+		fresh, err := s.renewOne(c)
+		if err == nil {
+			c.fresh, c.paused, c.apart = fresh, fresh.paused, false
+			return nil
+		}
+		s.refuse(c.socket, err) // and back into the old one
+	}
 	if err := c.rebuild(s.worker); err != nil {
 		return err
 	}
+	if !s.newSocket {
+		s.swapped(c)
+	}
+	return nil
+}
+
+func (s *swapper) swapped(c *connection) {
 	s.result.Swapped++
 	s.result.Bytes += int64(len(c.snap.RecvQueue) + len(c.snap.SendQueue))
-	return nil
 }
 
 // refuse remembers why a connection stays as it is.

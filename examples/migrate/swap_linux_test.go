@@ -142,41 +142,85 @@ func TestSwap(t *testing.T) {
 	hosttest.Need(t)
 	before := resets(t)
 	t.Run("programs", func(t *testing.T) {
-		for _, test := range []struct{ program, listen string }{
-			{"go", "127.0.0.1:0"}, {"threads", "127.0.0.1:0"}, {"epoll", "[::1]:0"}, {"poll", "127.0.0.1:0"}, {"forked", "127.0.0.1:0"},
+		for _, test := range []struct {
+			program, listen string
+			clients         int
+		}{
+			{"go", "127.0.0.1:0", 3}, {"threads", "127.0.0.1:0", 3}, {"epoll", "[::1]:0", 3}, {"poll", "127.0.0.1:0", 3},
+			{"forked", "127.0.0.1:0", 1}, // which takes one
 		} {
-			t.Run(test.program, func(t *testing.T) {
-				t.Parallel()
-				e := startEcho(t, test.program, test.listen)
-				clients := 3
-				if test.program == "forked" { // which takes one
-					clients = 1
-				}
-				var all []*conversation
-				for range clients {
-					all = append(all, converse(t, e.addr))
-				}
-				time.Sleep(50 * time.Millisecond)
-				const rounds = 8
-				r := swapped(t, e.pid, 0, "--every", "50ms", "--count", fmt.Sprint(rounds))
-				if r.Rounds != rounds || r.Swapped+r.Waited != rounds*clients || r.Swapped < rounds || len(r.Frozen) != rounds || len(r.Locked) != rounds {
-					t.Errorf("%+v", r)
-				}
-				for _, c := range all {
-					c.end(t)
-				}
-				if tracer := tracerOf(e.pid); tracer != "0" {
-					t.Errorf("process %s traces it", tracer)
-				}
-				if test.program == "threads" { // accept(2) has waited all the time
-					converse(t, e.addr).end(t)
-				}
-			})
+			for way, flags := range map[string][]string{"in place": nil, "new socket": {"--new-socket"}} {
+				t.Run(test.program+" "+way, func(t *testing.T) {
+					t.Parallel()
+					testSwap(t, startEcho(t, test.program, test.listen), test.clients, flags)
+				})
+			}
 		}
 	})
 	if n := resets(t) - before; n > 0 {
 		t.Errorf("%d RSTs", n)
 	}
+}
+
+// testSwap swaps the connections of a program while it sends back what it gets.
+func testSwap(t *testing.T, e *echo, clients int, flags []string) {
+	rounds := 5 * effort()
+	var all []*conversation
+	for range clients {
+		all = append(all, converse(t, e.addr))
+	}
+	time.Sleep(50 * time.Millisecond)
+	before := inodes(t, e.pid)
+	r := swapped(t, e.pid, 0, append([]string{"--every", "50ms", "--count", fmt.Sprint(rounds)}, flags...)...)
+	if r.Rounds != rounds || r.Swapped+r.Waited != rounds*clients || r.Swapped < rounds || len(r.Frozen) != rounds || len(r.Locked) != rounds {
+		t.Errorf("%+v", r)
+	}
+	same := 0
+	for inode := range inodes(t, e.pid) {
+		if before[inode] {
+			same++
+		}
+	}
+	if want := len(before) - len(flags)*clients; same > want || len(flags) == 0 && same != want {
+		t.Errorf("of %d sockets, %d are the same as before, want %d", len(before), same, want)
+	}
+	for _, c := range all {
+		c.end(t)
+	}
+	if tracer := tracerOf(e.pid); tracer != "0" {
+		t.Errorf("process %s traces it", tracer)
+	}
+	if e.name == "threads" { // accept(2) has waited all the time
+		converse(t, e.addr).end(t)
+	}
+}
+
+// effort is how much longer than usual tests are to take: MIGRATE_EFFORT.
+func effort() int {
+	n, err := strconv.Atoi(os.Getenv("MIGRATE_EFFORT"))
+	if err != nil {
+		return 1
+	}
+	return n
+}
+
+// inodes are those of a program's sockets.
+func inodes(t *testing.T, pid int) map[uint32]bool {
+	t.Helper()
+	all := map[uint32]bool{}
+	pids, err := proc.Tree(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range pids {
+		for h, err := range diag.HeldBy(pid) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			all[h.Inode] = true
+		}
+	}
+	return all
 }
 
 func tracerOf(pid int) string {

@@ -35,6 +35,7 @@ var programs = map[string]func(){
 	"wait":  wait4ever,
 	"vfork": vfork,
 	"tree":  tree,
+	"busy":  busy,
 }
 
 // patience is what a call may wait for.
@@ -164,8 +165,28 @@ func waitFor(t *testing.T, lines <-chan string, prefix string) string {
 }
 
 // Programs that wait in system calls see nothing of being stopped again and again:
-// no EINTR, and timeouts end when they would have.
+// no EINTR, and timeouts end when they would have. Nor do they when they are made to
+// make other system calls meanwhile.
 func TestCallsGoOn(t *testing.T) {
+	t.Run("stopped", func(t *testing.T) { testCallsGoOn(t, func(*Frozen, int) {}) })
+	t.Run("calling", func(t *testing.T) {
+		thief := NewThief()
+		defer thief.Close()
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer null.Close()
+		fd := int(null.Fd())
+		testCallsGoOn(t, func(z *Frozen, pid int) {
+			if n, err := z.SetDescriptors(thief, pid, []Descriptor{{100, fd, true}, {100, -1, false}}); n != 2 || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+		})
+	})
+}
+
+func testCallsGoOn(t *testing.T, meanwhile func(*Frozen, int)) {
 	pid, lines := start(t, "wait")
 	f := NewFreezer()
 	defer f.Close()
@@ -193,6 +214,7 @@ func TestCallsGoOn(t *testing.T) {
 				t.Errorf("the thread that waits for a signal: %v", err)
 			}
 		}
+		meanwhile(z, pid)
 		if err := z.Thaw(); err != nil {
 			t.Fatal(err)
 		}
