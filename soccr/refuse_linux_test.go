@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gosoccr/gosoccr/internal/host/hosttest"
+	"github.com/gosoccr/gosoccr/rawfin"
 	"github.com/gosoccr/gosoccr/soccr"
 )
 
@@ -330,7 +331,10 @@ func TestMismatch(t *testing.T) {
 	setInt(t, conn, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 1)
 	write(t, peer, []byte("queued"))
 	eventually(t, "the bytes are here", func() bool { return ioctl(t, conn, unix.SIOCINQ) == 6 })
+	deafen(t, peer)
+	write(t, conn, []byte("sent"))
 	snap := n.checkpoint(t, conn)
+	undeafen(t, peer)
 	set := func(level, option, value int) func(int) {
 		return func(fd int) {
 			if err := unix.SetsockoptInt(fd, level, option, value); err != nil {
@@ -338,56 +342,117 @@ func TestMismatch(t *testing.T) {
 			}
 		}
 	}
-	more := func(q soccr.Queue) func(int) {
+	inQueue := func(q soccr.Queue, f func(fd int)) func(int) {
 		return func(fd int) {
 			set(unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, int(q))(fd)
+			f(fd)
+			set(unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, int(soccr.NoQueue))(fd)
+		}
+	}
+	more := func(q soccr.Queue) func(int) {
+		return inQueue(q, func(fd int) {
 			if _, err := unix.Write(fd, []byte("more")); err != nil {
 				t.Error(err)
 			}
-			set(unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, int(soccr.NoQueue))(fd)
+		})
+	}
+	negotiated := func(code, value uint32) func(int) {
+		return func(fd int) {
+			err := unix.SetsockoptTCPRepairOpt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS, []unix.TCPRepairOpt{{Code: code, Val: value}})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	window := func(change func(*soccr.Window)) func(int) {
+		return func(fd int) {
+			s, err := soccr.Pause(fd) // it is, and stays so
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, err := s.Window()
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.RcvSsthresh, w.Clamp = 0, 0
+			change(&w)
+			if err := s.SetWindow(w); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	for _, c := range []struct {
 		field  string
 		change func(fd int)
+		snap   func(*soccr.Snapshot) // how it differs
 	}{
 		{"State", func(fd int) {
 			if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
 				t.Error(err)
 			}
-		}},
-		{"RecvSeq", more(soccr.RecvQueue)},
-		{"SendSeq", more(soccr.SendQueue)},
-		{"MSS", func(fd int) {
-			err := unix.SetsockoptTCPRepairOpt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS,
-				[]unix.TCPRepairOpt{{Code: unix.TCPOPT_MAXSEG, Val: 1000}})
+		}, nil},
+		{"Remote", func(fd int) {
+			s, err := soccr.Pause(fd) // it is, and stays so
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = errors.Join(s.Disconnect(), unix.Connect(fd, &unix.SockaddrInet4{Addr: hosttest.B4.As4(), Port: 7}))
 			if err != nil {
 				t.Error(err)
 			}
-		}},
-		{"RecvScale", func(fd int) {
-			err := unix.SetsockoptTCPRepairOpt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_OPTIONS,
-				[]unix.TCPRepairOpt{{Code: unix.TCPOPT_WINDOW, Val: uint32(snap.SendScale) | 3<<16}})
-			if err != nil {
+		}, nil},
+		{"RecvSeq", more(soccr.RecvQueue), nil},
+		{"SendSeq", more(soccr.SendQueue), nil},
+		{"RecvQueue", func(fd int) {
+			set(unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_OFF_NO_WP)(fd)
+			if _, err := unix.Read(fd, make([]byte, 1)); err != nil {
 				t.Error(err)
 			}
-		}},
-		{"Options.Settings: TCP_KEEPIDLE", set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 99)},
-		{"Options.Settings: SO_KEEPALIVE", set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0)},
-		{"Options.PeekOffset", set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, 3)},
+			set(unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON)(fd)
+		}, nil},
+		// Marked as sent, and acknowledged.
+		{"SendQueue", func(fd int) {
+			inQueue(soccr.SendQueue, set(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))(fd)
+			if err := n.lock.UnlockFlow(snap.Local, snap.Remote); err != nil {
+				t.Error(err)
+			}
+			n.inject(t, rawfin.Segment{Src: snap.Remote, Dst: snap.Local, Seq: snap.RecvSeq, Ack: snap.SendSeq, Flags: rawfin.ACK})
+			if err := n.lock.LockFlow(snap.Local, snap.Remote); err != nil {
+				t.Error(err)
+			}
+		}, nil},
+		{"Unsent", inQueue(soccr.SendQueue, set(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)), nil},
+		{"MSS", negotiated(unix.TCPOPT_MAXSEG, 1000), nil},
+		{"SendScale", negotiated(unix.TCPOPT_WINDOW, 3|uint32(snap.RecvScale)<<16), nil},
+		{"RecvScale", negotiated(unix.TCPOPT_WINDOW, uint32(snap.SendScale)|3<<16), nil},
+		{"SACK", negotiated(unix.TCPOPT_SACK_PERMITTED, 0), func(s *soccr.Snapshot) { s.SACK = false }},
+		{"Timestamp.Enabled", negotiated(unix.TCPOPT_TIMESTAMP, 0), func(s *soccr.Snapshot) { s.Timestamp = soccr.Timestamp{} }},
+		{"Timestamp.Microseconds", set(unix.IPPROTO_TCP, unix.TCP_TIMESTAMP, 1), nil},
+		{"Window.SndWl1", window(func(w *soccr.Window) { w.SndWl1-- }), nil},
+		{"Window.SndWnd", window(func(w *soccr.Window) { w.SndWnd-- }), nil},
+		{"Window.MaxWindow", window(func(w *soccr.Window) { w.MaxWindow++ }), nil},
+		{"Window.RcvWnd", window(func(w *soccr.Window) { w.RcvWnd-- }), nil},
+		{"Options.Settings: TCP_KEEPIDLE", set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 99), nil},
+		{"Options.Settings: SO_KEEPALIVE", set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0), nil},
+		{"Options.PeekOffset", set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, 3), nil},
+		// Priming would have its own congestion control first.
 		{"Options.Congestion", func(fd int) {
 			if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno"); err != nil {
 				t.Error(err)
 			}
-		}},
+		}, func(s *soccr.Snapshot) { s.SendSeq, s.SendQueue, s.Unsent = s.SendSeq-4, nil, 0 }},
 	} {
-		fd := n.newSocket(t, snap)
+		changed := *snap
+		if c.snap != nil {
+			c.snap(&changed)
+		}
+		fd := n.newSocket(t, &changed)
 		s, err := soccr.Pause(fd)
 		if err != nil {
 			t.Fatal(err)
 		}
 		undo := soccr.BeforeVerify(c.change)
-		err = s.Restore(snap)
+		err = s.Restore(&changed)
 		undo()
 		field, _ := errors.AsType[*soccr.FieldError](err)
 		if !errors.Is(err, soccr.ErrMismatch) || field == nil || field.Field != c.field {
@@ -398,5 +463,7 @@ func TestMismatch(t *testing.T) {
 		}
 		unix.Close(fd)
 	}
-	expect(t, "conn", n.restore(t, snap), []byte("queued"))
+	moved := n.restore(t, snap)
+	expect(t, "conn", moved, []byte("queued"))
+	expect(t, "peer", peer, []byte("sent"))
 }

@@ -53,16 +53,21 @@ func TestRelayDelays(t *testing.T) {
 	}
 }
 
-// A TCP handshake takes a way there and a way back.
+// A TCP handshake takes a way there and a way back, and the quickest of several not
+// much longer.
 func TestRelayDelaysBothWays(t *testing.T) {
 	const there, back = 20 * time.Millisecond, 40 * time.Millisecond
 	a, b, relay := hosttest.PairWithDelay(t, there)
 	relay.BtoA.Change(func(c *host.Conditions) { c.Delay = back })
 	for _, addr := range addrsOfB {
-		start := time.Now()
-		dial(t, a, b, addr)
-		if took := time.Since(start); took < there+back || took > 4*(there+back) {
-			t.Errorf("%v: connecting took %v, want %v", addr, took, there+back)
+		quickest := time.Hour
+		for range 3 {
+			start := time.Now()
+			dial(t, a, b, addr)
+			quickest = min(quickest, time.Since(start))
+		}
+		if quickest < there+back || quickest > 4*(there+back) {
+			t.Errorf("%v: connecting took %v, want %v", addr, quickest, there+back)
 		}
 	}
 }
