@@ -128,7 +128,8 @@
 //     carried over ([WithPath]). The kernel learns them from dummy bytes and forged
 //     acknowledgements before the queues are filled. Neither leaves the host; the
 //     dummies end where the connection's bytes begin, so that the last
-//     acknowledgement is a true one. It takes CAP_NET_RAW and timestamps.
+//     acknowledgement is a true one. It takes CAP_NET_RAW and timestamps, or the time
+//     of a round trip ([WithPathWait]).
 //   - A [Tap] catches what the peer sends while the flow is locked, and Resume
 //     delivers it as it was.
 //   - The peer is told our acknowledgement and window, by the kernel itself.

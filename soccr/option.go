@@ -17,8 +17,9 @@ type settings struct {
 	onLoss   func(Loss)
 	owners   bool
 
-	plain bool
-	path  PathPolicy
+	plain    bool
+	path     PathPolicy
+	pathWait time.Duration
 
 	noOptions, noVerify bool
 
@@ -88,10 +89,20 @@ func WithOwners() Option { return func(s *settings) { s.owners = true } }
 // WithPath says how much of what the connection had learned of its path is carried
 // over; the default is PathAuto. The kernel has no call for that: the socket is
 // primed by dummy bytes and forged acknowledgements, neither of which leaves the
-// host. This takes CAP_NET_RAW, timestamps on the connection, and a lock or
-// firewall that lets the mark through; without, the connection starts anew, with
-// an unknown round trip time and 10 segments. [Effects] tells.
+// host. This takes CAP_NET_RAW, timestamps on the connection (or [WithPathWait]),
+// and a lock or firewall that lets the mark through; without, the connection starts
+// anew, with an unknown round trip time and 10 segments. [Effects] tells.
 func WithPath(policy PathPolicy) Option { return func(s *settings) { s.path = policy } }
+
+// WithPathWait carries the path over also where the connection has no timestamps,
+// if its round trip time is not longer than the limit, nor than half a second: for
+// so long Restore then waits, while the connection is frozen. There the kernel measures the time from
+// when a segment is queued to when it is acknowledged, so that the dummy has to be
+// as old as the answer would be. One sample is all that it gets, which makes the
+// timeout of round trip times beyond 100 ms longer than it was; and the congestion
+// window is carried over only if nothing had got lost, for the threshold of slow
+// start is not.
+func WithPathWait(limit time.Duration) Option { return func(s *settings) { s.pathWait = limit } }
 
 // WithEffects has RestoreConn tell how the connection went on.
 func WithEffects(effects *Effects) Option { return func(s *settings) { s.effects = effects } }

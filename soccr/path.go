@@ -35,6 +35,10 @@ const (
 	smallestMSS = 500     // that connect(2) leaves in repair mode, about
 	bufferPer1  = 1280    // memory of a segment of one byte, bytes
 	bbrStartup  = 289     // percent: BBR starts with this multiple of cwnd/RTT
+
+	// longestWait is well before any timer would send a dummy that waits: after 1 s,
+	// as long as no round trip time is known (tcp_schedule_loss_probe).
+	longestWait = 500 * time.Millisecond
 )
 
 // infinite is the kernel's ssthresh of a connection that has seen no loss.
@@ -52,8 +56,9 @@ type priming struct {
 
 // A primingRound queues dummy bytes, and then has them acknowledged.
 type primingRound struct {
-	dummies int  // bytes
-	whole   bool // in one write; otherwise each is a segment of its own
+	dummies int           // bytes
+	whole   bool          // in one write; otherwise each is a segment of its own
+	wait    time.Duration // not 0: they are one segment, acknowledged after so long
 	acks    []forgedAck
 }
 
@@ -86,44 +91,77 @@ func (p *priming) largest() (segments, bytes int) {
 
 // planPriming decides what to prime for; no rounds where there is nothing. Segments
 // that the peer has sent may acknowledge so many bytes less than the snapshot does.
-func planPriming(snap *Snapshot, behind int, policy PathPolicy, now time.Time) priming {
+// Without timestamps it may take so long a wait.
+func planPriming(snap *Snapshot, behind int, policy PathPolicy, wait time.Duration, now time.Time) priming {
 	path := &snap.Path
-	if policy == PathForget || policy == PathAuto && !snap.inUse(behind) || path.RTT == 0 || !snap.Timestamp.Enabled ||
-		!snap.State.row().connected {
+	if policy == PathForget || policy == PathAuto && !snap.inUse(behind) || path.RTT == 0 || !snap.State.row().connected {
 		return priming{}
 	}
+	if !snap.Timestamp.Enabled {
+		return planWaiting(snap, behind, policy, wait, now)
+	}
 	var p priming
-	age := now.UnixMilli() - path.Saved
-	young := 0 <= age && age <= int64(path.timeout())
-	if policy == PathSame || policy == PathAuto && young {
+	if policy == PathSame || policy == PathAuto && path.young(now) {
 		if p.rounds = primeCwnd(path, snap.targetCwnd()); p.rounds != nil {
 			p.cwnd = snap.targetCwnd()
 			p.threshold = path.Ssthresh != 0 && p.cwnd > 2*firstCwnd
 		}
 	}
 	if p.rounds == nil {
-		p.rounds = append(p.rounds, primingRound{1, false, repeat(1, path.RTT)})
+		p.rounds = append(p.rounds, primingRound{dummies: 1, acks: repeat(1, path.RTT)})
 	}
-	// A segment that acknowledges less than the last is discarded, with the data in
-	// it, unless so many bytes were acknowledged before (tcp_ack). Small parts leave
-	// the congestion window alone.
-	part := max(p.cwnd, firstCwnd) / 3 * smallestMSS
-	for ; behind > 0; behind -= part {
-		p.rounds = append(p.rounds, primingRound{min(behind, part), true, []forgedAck{{min(behind, part), path.RTT}}})
-	}
+	p.reachBack(behind, path.RTT)
 	// The first sample sets rttvar to twice itself, and each round trip with an
 	// equal one takes a quarter off, down to TCP_RTO_MIN (tcp_rtt_estimator).
 	rto := func(v uint64) uint64 { return uint64(path.RTT) + v }
 	for v := max(2*uint64(path.RTT), leastRTO); v > leastRTO && rto(v) > uint64(path.RTO)*11/10; v -= max((v-leastRTO)/4, 1000) {
-		p.rounds = append(p.rounds, primingRound{1, false, repeat(1, path.RTT)})
+		p.rounds = append(p.rounds, primingRound{dummies: 1, acks: repeat(1, path.RTT)})
 	}
 	return p
+}
+
+// planWaiting is for connections without timestamps: the kernel takes a sample from
+// a segment that it has queued as any other, not in repair mode, and no other way.
+func planWaiting(snap *Snapshot, behind int, policy PathPolicy, wait time.Duration, now time.Time) (p priming) {
+	path := &snap.Path
+	rtt := time.Duration(path.RTT) * time.Microsecond
+	if rtt > min(wait, longestWait) {
+		return p
+	}
+	const dummies = 2 // one makes the segment, the other moves it on, see queueReal
+	p.rounds = []primingRound{{dummies: dummies, wait: rtt, acks: []forgedAck{{dummies, path.RTT}}}}
+	// HyStart takes samples too; without a threshold the window would double.
+	if path.Ssthresh == 0 && (policy == PathSame || policy == PathAuto && path.young(now)) {
+		if rounds := primeCwnd(&Path{RTT: path.RTT}, snap.targetCwnd()); rounds != nil {
+			p.rounds, p.cwnd = append(p.rounds, rounds...), snap.targetCwnd()
+		}
+	}
+	p.reachBack(behind, path.RTT)
+	return p
+}
+
+// reachBack makes room for segments that the peer sent so many bytes ago. One that
+// acknowledges less than the last is discarded, with the data in it, unless so many
+// bytes were acknowledged before (tcp_ack). Small parts leave the congestion window
+// alone.
+func (p *priming) reachBack(behind int, rtt uint32) {
+	part := max(p.cwnd, firstCwnd) / 3 * smallestMSS
+	for ; behind > 0; behind -= part {
+		n := min(behind, part)
+		p.rounds = append(p.rounds, primingRound{dummies: n, whole: true, acks: []forgedAck{{n, rtt}}})
+	}
 }
 
 // inUse reports whether PathAuto carries the path over.
 func (s *Snapshot) inUse(behind int) bool {
 	return len(s.SendQueue) > 0 || behind > 0 || s.State.finPending() ||
 		s.Path.Cwnd > firstCwnd && s.Path.Idle <= s.Path.timeout()
+}
+
+// young: a sender may rely on what it knew then.
+func (p *Path) young(now time.Time) bool {
+	age := now.UnixMilli() - p.Saved
+	return 0 <= age && age <= int64(p.timeout())
 }
 
 // timeout is the retransmission timeout in milliseconds.

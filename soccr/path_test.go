@@ -18,7 +18,7 @@ func TestPlanPriming(t *testing.T) {
 		return random.Uint32()
 	}
 	for range 20_000 {
-		snap := Snapshot{State: StateEstablished, MSS: 1 + random.Uint32N(65535), Timestamp: Timestamp{Enabled: true}}
+		snap := Snapshot{State: StateEstablished, MSS: 1 + random.Uint32N(65535), Timestamp: Timestamp{Enabled: random.IntN(2) == 0}}
 		snap.Options.Congestion = []string{"", "cubic", "bbr"}[random.IntN(3)]
 		snap.SendQueue = make([]byte, random.IntN(20_000))
 		snap.Path = Path{
@@ -27,7 +27,7 @@ func TestPlanPriming(t *testing.T) {
 			PacingRate: random.Uint64(), Idle: pick(0, 999, 1000), Saved: now.UnixMilli() - int64(random.IntN(3000)),
 		}
 		behind := random.IntN(20_000)
-		p := planPriming(&snap, behind, PathPolicy(random.IntN(4)), now)
+		p := planPriming(&snap, behind, PathPolicy(random.IntN(4)), time.Duration(pick(0, maxRTT))*time.Microsecond, now)
 		segments, _ := p.largest()
 		if segments > maxPrimed+2*maxPrimed/100 || len(p.rounds) > 300 {
 			t.Fatalf("%+v: %d segments at once in %d rounds", snap.Path, segments, len(p.rounds))
@@ -80,7 +80,36 @@ func TestPathPolicy(t *testing.T) {
 			RTT: 40_000, RTO: 244_000, Cwnd: test.cwnd, Idle: test.idle, Saved: now.UnixMilli() - test.age,
 		}}
 		snap.SendQueue = make([]byte, test.queued)
-		p := planPriming(&snap, test.behind, test.policy, now)
+		p := planPriming(&snap, test.behind, test.policy, 0, now)
+		if (p.rounds != nil) != test.primed || (p.cwnd != 0) != test.hasCwnd {
+			t.Errorf("%s: %d rounds, congestion window %d", test.name, len(p.rounds), p.cwnd)
+		}
+	}
+}
+
+// Without timestamps it takes a wait, and the congestion window is left alone where
+// its threshold would be missing.
+func TestPathWait(t *testing.T) {
+	now := time.UnixMilli(1_700_000_000_000)
+	for _, test := range []struct {
+		name            string
+		wait            time.Duration
+		rtt, ssthresh   uint32
+		policy          PathPolicy
+		primed, hasCwnd bool
+	}{
+		{"no wait", 0, 40_000, 0, PathAuto, false, false},
+		{"too short a wait", 39 * time.Millisecond, 40_000, 0, PathAuto, false, false},
+		{"long enough", 40 * time.Millisecond, 40_000, 0, PathAuto, true, true},
+		{"too long a round trip", time.Hour, 501_000, 0, PathAuto, false, false},
+		{"no threshold to be had", time.Second, 40_000, 50, PathAuto, true, false},
+		{"round trip time", time.Second, 40_000, 0, PathRTT, true, false},
+		{"forget", time.Second, 40_000, 0, PathForget, false, false},
+	} {
+		snap := Snapshot{State: StateEstablished, MSS: 1460, SendQueue: make([]byte, 1), Path: Path{
+			RTT: test.rtt, RTO: 244_000, Cwnd: 100, Ssthresh: test.ssthresh, Saved: now.UnixMilli() - 50,
+		}}
+		p := planPriming(&snap, 0, test.policy, test.wait, now)
 		if (p.rounds != nil) != test.primed || (p.cwnd != 0) != test.hasCwnd {
 			t.Errorf("%s: %d rounds, congestion window %d", test.name, len(p.rounds), p.cwnd)
 		}

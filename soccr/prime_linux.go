@@ -42,7 +42,7 @@ var errUnprimed = errors.New("the socket could not be primed")
 // end where the connection's own bytes begin: when they are acknowledged, snd_una
 // and snd_nxt are what they have to be, and nothing is acknowledged for the peer
 // but our own dummies. They are queued in repair mode, which sends nothing, and
-// acknowledged within milliseconds, long before any timer. What the kernel would
+// acknowledged within milliseconds, or a round trip time, before any timer. What the kernel would
 // have to say to the peer meanwhile cannot leave: the gate drops all packets but
 // those with our mark, and pure acknowledgements are not answered.
 func (s *Socket) prime(snap *Snapshot, p *priming) error {
@@ -114,47 +114,96 @@ func (s *Socket) primeBy(injector *rawfin.Injector, snap *Snapshot, p *priming) 
 	}
 	segment := rawfin.Segment{
 		Src: snap.Remote, Dst: snap.Local, Seq: snap.RecvSeq - uint32(len(snap.RecvQueue)),
-		Ack: snap.sndUna() - uint32(p.bytes()), Flags: rawfin.ACK, Timestamps: true,
+		Ack: snap.sndUna() - uint32(p.bytes()), Flags: rawfin.ACK, Timestamps: snap.Timestamp.Enabled,
 	}
 	dummies := make([]byte, bytes)
 	for i := range p.rounds {
 		round := &p.rounds[i]
-		err := s.inQueue(SendQueue, func() error {
-			each := 1
-			if round.whole {
-				each = round.dummies
-			}
-			for j := 0; j < round.dummies; j += each {
-				if _, err := s.write(dummies[j : j+each]); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
+		if err := s.queueDummies(round, dummies[:round.dummies]); err != nil {
 			return err
 		}
 		for _, ack := range round.acks {
-			now, err := sockopt.GetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_TIMESTAMP)
-			if err != nil {
-				return err
-			}
 			segment.Ack += uint32(ack.dummies)
-			segment.TSEcr = uint32(now) - ack.rtt/tick // rounded up by the clock
-			if segment.TSEcr == 0 {
-				segment.TSEcr-- // 0 would count as none
+			if segment.Timestamps {
+				now, err := sockopt.GetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_TIMESTAMP)
+				if err != nil {
+					return err
+				}
+				segment.TSEcr = uint32(now) - ack.rtt/tick // rounded up by the clock
+				if segment.TSEcr == 0 {
+					segment.TSEcr-- // 0 would count as none
+				}
 			}
 			if err := injector.Inject(segment); err != nil {
 				return err
 			}
 		}
 	}
-	if err := s.awaitPrimed(); err != nil || p.cwnd == 0 {
+	if err := s.awaitPrimed(); err != nil {
+		return err
+	}
+	return s.checkPrimed(p)
+}
+
+// queueDummies queues those of one round, as sent.
+func (s *Socket) queueDummies(round *primingRound, dummies []byte) error {
+	if round.wait > 0 {
+		return s.queueReal(dummies, round.wait)
+	}
+	return s.inQueue(SendQueue, func() error {
+		each := 1
+		if round.whole {
+			each = len(dummies)
+		}
+		for ; len(dummies) > 0; dummies = dummies[each:] {
+			if _, err := s.write(dummies[:each]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// queueReal queues a segment of which the kernel believes that it has just sent it,
+// and waits. What is written in repair mode gives no round trip time (TCPCB_REPAIRED);
+// what is written outside does, but stays unsent, because the peer's window is closed
+// as connect(2) left it. The last byte, written in repair mode, joins that segment
+// and has it marked as sent (tcp_write_xmit).
+func (s *Socket) queueReal(dummies []byte, wait time.Duration) error {
+	head, last := dummies[:len(dummies)-1], dummies[len(dummies)-1:]
+	err := s.outOfRepair(func() error {
+		_, err := s.write(head)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	sent := time.Now()
+	err = s.inQueue(SendQueue, func() error {
+		_, err := s.write(last)
+		return err
+	})
+	time.Sleep(time.Until(sent.Add(wait)))
+	return err
+}
+
+// checkPrimed finds out whether the socket has learned what it was to.
+func (s *Socket) checkPrimed(p *priming) error {
+	wait := p.rounds[0].wait
+	if wait == 0 && p.cwnd == 0 {
+		return nil
+	}
+	info, err := s.info()
+	if err != nil {
 		return err
 	}
 	// Such as where HyStart is switched off.
-	if info, err := s.info(); err != nil || int(info.Snd_cwnd) > p.cwnd+p.cwnd/10+2 {
-		return errors.Join(err, fmt.Errorf("the congestion window has become %d segments, want %d", info.Snd_cwnd, p.cwnd))
+	if p.cwnd != 0 && int(info.Snd_cwnd) > p.cwnd+p.cwnd/10+2 {
+		return fmt.Errorf("the congestion window has become %d segments, want %d", info.Snd_cwnd, p.cwnd)
+	}
+	// The acknowledgement may have waited for a CPU.
+	if rtt := time.Duration(info.Rtt) * time.Microsecond; wait > 0 && (rtt < wait/2 || rtt > wait+max(wait/4, 2*time.Millisecond)) {
+		return fmt.Errorf("the round trip time has become %v, want %v", rtt, wait)
 	}
 	return nil
 }

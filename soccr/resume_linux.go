@@ -137,5 +137,5 @@ func (s *Socket) planPriming(snap *Snapshot) priming {
 	if s.options.plain || s.options.mark == 0 {
 		return priming{}
 	}
-	return planPriming(snap, s.trimmed, s.options.path, time.Now())
+	return planPriming(snap, s.trimmed, s.options.path, s.options.pathWait, time.Now())
 }

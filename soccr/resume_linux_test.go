@@ -325,6 +325,85 @@ func TestPathIsCarriedOver(t *testing.T) {
 	}
 }
 
+// Without timestamps the path is carried over too, by one who may wait. What lasts as
+// long as that must not leave the host, even without a lock.
+func TestPathIsCarriedOverWithoutTimestamps(t *testing.T) {
+	for i, congestion := range []string{"cubic", "reno", "", "cubic"} {
+		f, loss := families[i%len(families)], i == 3
+		t.Run(fmt.Sprintf("%s/%s/loss=%v", f.name, congestion, loss), func(t *testing.T) {
+			t.Parallel()
+			l := newLine(t, 20*time.Millisecond)
+			if err := l.there.Sysctl("net.ipv4.tcp_timestamps", "0"); err != nil {
+				t.Fatal(err)
+			}
+			conn, peer := l.connect(t, f)
+			if congestion != "" {
+				setCongestion(t, conn, congestion)
+			}
+			l.learn(t, conn, peer, 100_000, 3)
+			if loss {
+				l.loseOne(t, conn, peer)
+			}
+			deafen(t, peer)
+			data := pattern(1, 10_000)
+			write(t, conn, data)
+			eventually(t, "all is sent", func() bool { return ioctl(t, conn, unix.SIOCOUTQNSD) == 0 })
+			before := info(t, conn)
+			snap := l.checkpoint(t, conn)
+			if snap.Timestamp.Enabled {
+				t.Fatal("there are timestamps")
+			}
+			time.Sleep(l.rtt + 5*time.Millisecond) // what is on its way must find the peer deaf
+			undeafen(t, peer)
+			if err := l.lock.UnlockFlow(snap.Local, snap.Remote); err != nil {
+				t.Fatal(err)
+			}
+			for attempt := range 5 {
+				left := l.relay.AtoB.Counts().Carried
+				fd := l.newSocket(t, snap)
+				t.Cleanup(func() { unix.Close(fd) })
+				s, err := soccr.Pause(fd, soccr.WithPath(soccr.PathSame), soccr.WithPathWait(l.rtt+l.rtt/2))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Restore(snap); err != nil {
+					t.Fatal(err)
+				}
+				if now := l.relay.AtoB.Counts().Carried; now != left {
+					t.Errorf("%d packets left before Resume", now-left)
+				}
+				if unprimed := s.Effects().Unprimed; unprimed != nil && attempt < 4 {
+					t.Logf("attempt %d: %v", attempt, unprimed) // the kernel had no CPU for it in time
+					if err := s.Disconnect(); err != nil {
+						t.Fatal(err)
+					}
+					continue
+				}
+				after := fdInfo(t, fd)
+				t.Logf("rtt %d → %d µs, rto %d → %d µs, cwnd %d → %d", before.Rtt, after.Rtt, before.Rto, after.Rto, before.Snd_cwnd, after.Snd_cwnd)
+				if d := int(after.Rtt) - int(before.Rtt); d < -1500-int(before.Rtt)/10 || d > 2000+int(before.Rtt)/10 {
+					t.Error("another round trip time")
+				}
+				want := int(before.Snd_cwnd)
+				if snap.Path.Ssthresh != 0 {
+					want = 10
+				}
+				if d := int(after.Snd_cwnd) - want; congestion != "" && before.Snd_cwnd >= 10 && (d < -want/10 || d > want/10) {
+					t.Errorf("the congestion window is %d, want %d", after.Snd_cwnd, want)
+				}
+				if err := s.Resume(); err != nil {
+					t.Fatal(err)
+				}
+				moved := l.fileConn(t, fd)
+				expect(t, "peer", peer, data)
+				write(t, peer, data)
+				expect(t, "conn", moved, data)
+				return
+			}
+		})
+	}
+}
+
 // A connection that sends at the rate of its window does so again after a move.
 func TestRateIsKept(t *testing.T) {
 	const window = 1 << 20
