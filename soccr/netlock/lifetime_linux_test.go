@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,7 +23,7 @@ import (
 	"github.com/gosoccr/gosoccr/internal/host/hosttest"
 )
 
-var kills = flag.Int("kills", 20, "how often TestKilledOwner kills one")
+var kills = flag.Int("kills", 20, "how often TestKilledOwner kills one of each kind")
 
 // helperEnv makes the test binary an owner of locks that can be killed.
 const helperEnv = "GOSOCCR_NETLOCK_HELPER"
@@ -38,11 +40,13 @@ func helper() {
 	if err == nil {
 		options = append(options, WithTimeout(timeout))
 	}
-	if os.Getenv(helperEnv) == "unowned" {
+	mode := os.Getenv(helperEnv)
+	busy := strings.Contains(mode, "busy")
+	if strings.Contains(mode, "unowned") {
 		options = append(options, unowned)
 	}
 	flow := Flow{Local: netip.MustParseAddrPort(os.Args[2]), Remote: netip.MustParseAddrPort(os.Args[3])}
-	for first := true; first || os.Getenv(helperEnv) == "busy"; first = false {
+	for first := true; first || busy; first = false {
 		l, err := New(options...)
 		if err == nil {
 			err = l.Add(append(manyFlows(2000), flow)...)
@@ -50,7 +54,7 @@ func helper() {
 		if first || err != nil {
 			say(err)
 		}
-		if os.Getenv(helperEnv) != "busy" {
+		if !busy {
 			_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
 			say(l.Remove(flow))
 		}
@@ -103,18 +107,39 @@ func (o *owner) kill() {
 	_ = o.cmd.Wait() // the signal that ended it
 }
 
-// Whenever its owner is killed, a lock is gone with it.
+// Whenever its owner is killed, a lock is gone with it, or, where tables have no
+// owners, within its timeout; then the next lock removes what is left.
 func TestKilledOwner(t *testing.T) {
-	t.Parallel()
-	a, _, c, _ := pair(t)
-	for range *kills {
-		o := startOwner(t, a, "busy", DefaultTimeout, c.Flow)
-		time.Sleep(rand.N(20 * time.Millisecond)) // any moment
-		o.kill()
-		if got := tables(t, a); len(got) != 0 {
-			t.Fatalf("tables %v are left", got)
-		}
-		c.wantFree()
+	for _, c := range []struct {
+		mode    string
+		timeout time.Duration
+	}{{"busy", DefaultTimeout}, {"busy, unowned", minTimeout}} {
+		t.Run(c.mode, func(t *testing.T) {
+			t.Parallel()
+			a, _, conn, _ := pair(t)
+			for range *kills {
+				o := startOwner(t, a, c.mode, c.timeout, conn.Flow)
+				time.Sleep(rand.N(20 * time.Millisecond)) // any moment
+				o.kill()
+				for _, end := range []*net.TCPConn{conn.local, conn.peer} {
+					must(t, end.SetDeadline(time.Now().Add(soon)))
+				}
+				if got := tables(t, a); c.timeout == DefaultTimeout && len(got) != 0 {
+					t.Fatalf("tables %v are left", got)
+				}
+				conn.wantFree()
+				if c.timeout == DefaultTimeout {
+					continue
+				}
+				time.Sleep(c.timeout) // so that no lease is left, if the flow was free before
+				l, err := New(WithNetNS(a.FD()))
+				must(t, err)
+				must(t, l.Close())
+				if got := tables(t, a); len(got) != 0 {
+					t.Fatalf("tables %v are left", got)
+				}
+			}
+		})
 	}
 }
 

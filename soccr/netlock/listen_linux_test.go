@@ -23,18 +23,23 @@ func dial(h *host.Host, to netip.AddrPort, patience time.Duration) (c *net.TCPCo
 	return c, err
 }
 
+func listen(t testing.TB, h *host.Host, addr string) (l net.Listener) {
+	t.Helper()
+	hosttest.Do(t, h, func() (err error) {
+		l, err = net.Listen("tcp", addr)
+		return err
+	})
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
 // A locked listener gets no new connection, neither over the wire nor over lo, and
 // nobody else is affected: neither other addresses and ports, nor what is
 // established.
 func TestListener(t *testing.T) {
 	t.Parallel()
 	a, b := hosttest.Pair(t)
-	var listener net.Listener
-	hosttest.Do(t, a, func() (err error) {
-		listener, err = net.Listen("tcp", "[::]:0")
-		return err
-	})
-	defer listener.Close()
+	listener := listen(t, a, "[::]:0")
 	port := listener.Addr().(*net.TCPAddr).AddrPort().Port()
 	at := func(addr netip.Addr) netip.AddrPort { return netip.AddrPortFrom(addr, port) }
 	four, six := at(hosttest.A4), at(hosttest.A6)
@@ -108,12 +113,7 @@ func TestListener(t *testing.T) {
 func TestListenerUnlocked(t *testing.T) {
 	t.Parallel()
 	a, b := hosttest.Pair(t)
-	var listener net.Listener
-	hosttest.Do(t, a, func() (err error) {
-		listener, err = net.Listen("tcp4", netip.AddrPortFrom(hosttest.A4, 0).String())
-		return err
-	})
-	defer listener.Close()
+	listener := listen(t, a, netip.AddrPortFrom(hosttest.A4, 0).String())
 	addr := listener.Addr().(*net.TCPAddr).AddrPort()
 	l := newTestLock(t, a)
 	must(t, l.LockListener(addr))

@@ -637,7 +637,24 @@ func TestNamespace(t *testing.T) {
 		}
 	}
 	must(t, inject(a, c.fromPeer(rawfin.ACK), rawfin.DefaultMark))
+	// Who tries to connect hears nothing, be there a listener or not, until the
+	// lock is gone.
+	listener := listen(t, a, "[::]:0")
+	port := listener.Addr().(*net.TCPAddr).AddrPort().Port()
+	for _, to := range []netip.AddrPort{
+		netip.AddrPortFrom(hosttest.A4, port), netip.AddrPortFrom(hosttest.A6, port), netip.AddrPortFrom(hosttest.A4, 9),
+	} {
+		_, err := dial(b, to, 50*time.Millisecond)
+		if timeout, ok := errors.AsType[net.Error](err); !ok || !timeout.Timeout() {
+			t.Errorf("dial %v: %v; want silence", to, err)
+		}
+	}
 	must(t, l.Close())
+	for _, to := range []netip.Addr{hosttest.A4, hosttest.A6} {
+		conn, err := dial(b, netip.AddrPortFrom(to, port), soon)
+		must(t, err)
+		conn.Close()
+	}
 	for _, conn := range all {
 		expect(t, conn.local, "from the peer")
 		expect(t, conn.peer, "to the peer")

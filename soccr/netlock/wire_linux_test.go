@@ -351,12 +351,13 @@ func TestNothingPasses(t *testing.T) {
 			other.talk()
 			l := newTestLock(t, lockAt)
 			tap := newTap(t, peer, device)
-			syn, rst := c.fromPeer(rawfin.SYN), c.fromPeer(rawfin.RST)
+			syn, fin, rst := c.fromPeer(rawfin.SYN), c.fromPeer(rawfin.FIN|rawfin.ACK), c.fromPeer(rawfin.RST)
 
 			must(t, l.LockFlow(c.Local, c.Remote))
 			write(t, c.peer, "from the peer")
 			write(t, c.local, "to the peer")
 			c.sendRaw(syn)
+			c.sendRaw(fin)
 			c.sendRaw(rst)
 			must(t, c.peer.CloseWrite())
 			for range 2 { // behind it, on the same devices
