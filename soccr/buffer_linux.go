@@ -27,7 +27,7 @@ const largest = maxInt - 1
 
 // memory is what of SO_MEMINFO (Linux 4.12) matters here, in bytes.
 type memory struct {
-	recvAlloc, recvBuffer, sendBuffer uint32
+	recvAlloc, recvBuffer, sendAlloc, sendBuffer uint32
 	// options is what filters, keys of TCP-MD5 and headers of IPv6 take, each of
 	// them some (sk_omem_alloc).
 	options uint32
@@ -41,6 +41,7 @@ func (s *Socket) memory() (memory, error) {
 	return memory{
 		recvAlloc:  binary.NativeEndian.Uint32(b[0:]),  // SK_MEMINFO_RMEM_ALLOC
 		recvBuffer: binary.NativeEndian.Uint32(b[4:]),  // SK_MEMINFO_RCVBUF
+		sendAlloc:  binary.NativeEndian.Uint32(b[8:]),  // SK_MEMINFO_WMEM_ALLOC
 		sendBuffer: binary.NativeEndian.Uint32(b[12:]), // SK_MEMINFO_SNDBUF
 		options:    binary.NativeEndian.Uint32(b[24:]), // SK_MEMINFO_OPTMEM
 	}, nil

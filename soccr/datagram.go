@@ -7,16 +7,23 @@ import (
 	"net/netip"
 )
 
-// A DatagramSnapshot is all of a UDP or UDP-Lite socket that the kernel lets one
-// read and put into another. Like a [Snapshot] it is a plain value.
+// A DatagramSnapshot is all of a UDP or UDP-Lite socket, of a ping socket or of a
+// raw one that the kernel lets one read and put into another. Like a [Snapshot] it
+// is a plain value.
 type DatagramSnapshot struct {
 	// Lite: it is a UDP-Lite socket (RFC 3828).
 	Lite bool
+	// Ping: it sends ICMP echo requests (SOCK_DGRAM with IPPROTO_ICMP or, for
+	// AF_INET6, IPPROTO_ICMPV6); its port is their identifier.
+	Ping bool `json:",omitempty"`
+	// Raw is the IP protocol of a raw socket (SOCK_RAW), or 0. It has no ports.
+	Raw uint8 `json:",omitempty"`
 	// Local is the address and port. The address may be unspecified (0.0.0.0 or ::)
 	// or multicast; with port 0 the socket is not bound. On an AF_INET6 socket, IPv4
 	// addresses are mapped. The zone of a link-local one is the name of its device.
 	Local netip.AddrPort
-	// Remote is whom the socket is connected to, or the zero AddrPort.
+	// Remote is whom the socket is connected to, or the zero AddrPort. Ping and raw
+	// sockets may be connected to port 0.
 	Remote netip.AddrPort
 	// ReadShutdown and WriteShutdown: the program has shut down (shutdown(2)).
 	ReadShutdown, WriteShutdown bool
@@ -24,7 +31,8 @@ type DatagramSnapshot struct {
 	Options Options
 	// Groups are the multicast groups that the socket has joined.
 	Groups []Group `json:",omitempty"`
-	// RecvQueue holds the datagrams that were received and not read yet.
+	// RecvQueue holds the datagrams that were received and not read yet. Ping and raw
+	// sockets have none here.
 	RecvQueue []Datagram `json:",omitempty"`
 }
 
@@ -62,6 +70,17 @@ const (
 )
 
 var datagramRules = []rule[DatagramSnapshot]{
+	{"Raw", "0 if Lite or Ping, which exclude each other",
+		func(d *DatagramSnapshot) any { return d.Raw },
+		func(d *DatagramSnapshot) bool {
+			kinds := 0
+			for _, is := range [...]bool{d.Lite, d.Ping, d.Raw != 0} {
+				if is {
+					kinds++
+				}
+			}
+			return kinds <= 1
+		}},
 	{"Local", "an address, with a zone only if link-local",
 		func(d *DatagramSnapshot) any { return d.Local },
 		func(d *DatagramSnapshot) bool { return validDatagramEnd(d.Local.Addr()) }},
@@ -72,8 +91,8 @@ var datagramRules = []rule[DatagramSnapshot]{
 				return true
 			}
 			remote := d.Remote.Addr()
-			return validDatagramEnd(remote) && !remote.Unmap().IsUnspecified() && d.Remote.Port() != 0 &&
-				family(remote) == family(d.Local.Addr()) && d.Local.Port() != 0
+			return validDatagramEnd(remote) && !remote.Unmap().IsUnspecified() && family(remote) == family(d.Local.Addr()) &&
+				(!d.isUDP() || d.Remote.Port() != 0 && d.Local.Port() != 0)
 		}},
 	{"Options.Congestion", "empty",
 		func(d *DatagramSnapshot) any { return d.Options.Congestion },
@@ -108,7 +127,7 @@ var datagramRules = []rule[DatagramSnapshot]{
 			}
 			return len(d.Groups) <= maxGroups
 		}},
-	{"RecvQueue", "at most MaxDatagrams datagrams of 65535 bytes, between addresses of one family",
+	{"RecvQueue", "at most MaxDatagrams datagrams of 65535 bytes, between addresses of one family, and only UDP's",
 		func(d *DatagramSnapshot) any { return len(d.RecvQueue) },
 		func(d *DatagramSnapshot) bool {
 			for i := range d.RecvQueue {
@@ -116,7 +135,7 @@ var datagramRules = []rule[DatagramSnapshot]{
 					return false
 				}
 			}
-			return len(d.RecvQueue) <= MaxDatagrams
+			return len(d.RecvQueue) <= MaxDatagrams && (d.isUDP() || len(d.RecvQueue) == 0)
 		}},
 }
 
@@ -153,17 +172,25 @@ func (d *Datagram) valid(local netip.Addr) bool {
 // matter whether they are connected: they may still speak with both.
 func (d *DatagramSnapshot) sockets() sockets {
 	set := onUDP | onDual | whenUnconnected
-	if d.Lite {
+	switch {
+	case d.Lite:
 		set ^= onUDP | onUDPLite
+	case d.Ping: // and raw ones: of IPv6 alone
+		set ^= onUDP | onPing | onDual | onIPv6
+	case d.Raw != 0:
+		set ^= onUDP | onRaw | onDual | onIPv6
 	}
 	if d.Local.Addr().Is4() {
-		set ^= onDual | onIPv4
+		set = set&^(onDual|onIPv6) | onIPv4
 	}
 	if d.Remote.IsValid() {
 		set ^= whenUnconnected | whenConnected
 	}
 	return set
 }
+
+// isUDP: it is a UDP or UDP-Lite socket.
+func (d *DatagramSnapshot) isUDP() bool { return !d.Ping && d.Raw == 0 }
 
 // A datagramRecord is a socket as it is encoded: with its datagrams one after the
 // other.
@@ -195,6 +222,8 @@ var datagramForm = form[datagramRecord]{
 				}
 				return len(d.Groups) > 0 && !r.failed
 			}},
+		boolean(7, func(d *datagramRecord) *bool { return &d.Ping }),
+		number(8, func(d *datagramRecord) *uint8 { return &d.Raw }),
 	}, optionFields(func(d *datagramRecord) *Options { return &d.Options })),
 	parts: [2]part[datagramRecord]{
 		{"receive queue", func(d *datagramRecord) *[]byte { return &d.queue }, MaxQueue},

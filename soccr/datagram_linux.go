@@ -11,8 +11,8 @@ import (
 	"github.com/gosoccr/gosoccr/internal/sockopt"
 )
 
-// SaveDatagram reads a whole UDP or UDP-Lite socket into a DatagramSnapshot. The
-// socket stays as it is, its datagrams included; who takes it away afterwards
+// SaveDatagram reads a whole UDP, UDP-Lite, ping or raw socket into a
+// DatagramSnapshot. The socket stays as it is, its datagrams included; who takes it away afterwards
 // closes it. Stop the program before: what is received or read meanwhile may be in
 // the snapshot or not. Nothing announces to peers that a socket is gone, but the
 // next datagram that arrives for it is answered with an ICMP message.
@@ -23,7 +23,9 @@ import (
 //
 // Not kept are errors that wait to be read, datagrams without data that were
 // peeked at before, and what else came with a datagram than its addresses, hop
-// limit and traffic class.
+// limit and traffic class. Of ping and raw sockets, the kernel does not let one read
+// without taking out what has been received, nor tell that writing alone is shut
+// down: neither is kept.
 func SaveDatagram(fd int) (*DatagramSnapshot, error) {
 	d, err := saveDatagram(fd)
 	if err != nil {
@@ -39,39 +41,19 @@ func failDatagram(op string, fd int, err error) error {
 	return (&Socket{fd: fd, local: local, remote: remote}).fail(op, err)
 }
 
-// datagramProtocol reads whether a socket is UDP's or UDP-Lite's.
-func datagramProtocol(fd int) (protocol int, err error) {
-	if protocol, err = sockopt.GetInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil {
-		if errors.Is(err, unix.ENOTSOCK) {
-			err = because(ErrNotUDP, err)
-		}
-		return 0, err
-	}
-	family, err := sockopt.GetInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	if err != nil {
-		return 0, err
-	}
-	if protocol != unix.IPPROTO_UDP && protocol != unix.IPPROTO_UDPLITE || family != unix.AF_INET && family != unix.AF_INET6 {
-		return 0, ErrNotUDP
-	}
-	return protocol, nil
-}
-
 func saveDatagram(fd int) (*DatagramSnapshot, error) {
-	protocol, err := datagramProtocol(fd)
-	if err != nil {
+	d := new(DatagramSnapshot)
+	if err := d.readKind(fd); err != nil {
 		return nil, err
 	}
 	if err := refuseDatagram(fd); err != nil {
 		return nil, err
 	}
-	d := &DatagramSnapshot{Lite: protocol == unix.IPPROTO_UDPLITE}
-	if d.Local, err = localAddr(fd); err != nil {
+	local, remote, err := d.ends(fd)
+	if err != nil {
 		return nil, err
 	}
-	if d.Remote, err = remoteAddr(fd, d.Local); err != nil {
-		return nil, err
-	}
+	d.Local, d.Remote = local, remote
 	memory, err := (&Socket{fd: fd}).memory()
 	if err != nil {
 		return nil, err
@@ -87,7 +69,7 @@ func saveDatagram(fd int) (*DatagramSnapshot, error) {
 	if d.ReadShutdown, d.WriteShutdown, err = d.readShutdown(fd); err != nil {
 		return nil, err
 	}
-	if memory.recvAlloc > 0 {
+	if memory.recvAlloc > 0 && d.isUDP() {
 		if d.RecvQueue, err = d.readQueue(fd); err != nil {
 			return nil, fmt.Errorf("RecvQueue: %w", err)
 		}
@@ -139,7 +121,8 @@ func refuseDatagram(fd int) error {
 	// is sending.
 	const patience = 100 * time.Millisecond
 	for start := time.Now(); ; time.Sleep(time.Millisecond) {
-		if n, err := count(fd, unix.SIOCOUTQ); err != nil || n == 0 {
+		m, err := (&Socket{fd: fd}).memory()
+		if err != nil || m.sendAlloc == 0 {
 			return err
 		}
 		if time.Since(start) > patience {
@@ -173,7 +156,7 @@ const (
 // askWriteShutdown asks sock_diag, which knows sockets that are bound. A kernel
 // without its module for UDP cannot tell.
 func (d *DatagramSnapshot) askWriteShutdown(fd int) (shut bool, err error) {
-	if d.Local.Port() == 0 {
+	if d.Local.Port() == 0 || !d.isUDP() {
 		return false, nil
 	}
 	socket := Socket{fd: fd, local: d.Local, remote: d.Remote}
@@ -216,15 +199,9 @@ func (d *DatagramSnapshot) askWriteShutdown(fd int) (shut bool, err error) {
 // network namespace of the calling thread: of its family and protocol,
 // close-on-exec and non-blocking. The caller owns fd.
 func NewDatagramSocket(d *DatagramSnapshot) (fd int, err error) {
-	family, protocol := unix.AF_INET6, unix.IPPROTO_UDP
-	if d.Local.Addr().Is4() {
-		family = unix.AF_INET
-	}
-	if d.Lite {
-		protocol = unix.IPPROTO_UDPLITE
-	}
-	if fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol); err != nil {
-		return -1, &OpError{Op: "socket", Local: d.Local, Remote: d.Remote, Err: err}
+	k := d.kind()
+	if fd, err = unix.Socket(k.family, k.style|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, k.protocol); err != nil {
+		return -1, &OpError{Op: "socket", Local: d.Local, Remote: d.Remote, Err: because(kindReasons.of(err), err)}
 	}
 	return fd, nil
 }
@@ -269,15 +246,15 @@ func StartDatagram(fd int, d *DatagramSnapshot, options ...Option) error {
 }
 
 func (s *Socket) prepareDatagram(d *DatagramSnapshot) error {
-	protocol, err := datagramProtocol(s.fd)
-	if err != nil {
+	now := new(DatagramSnapshot)
+	if err := now.readKind(s.fd); err != nil {
 		return err
 	}
-	if (protocol == unix.IPPROTO_UDPLITE) != d.Lite {
-		return ErrState
-	}
-	if now, err := localAddr(s.fd); err != nil || !neverBound(now) || now.Addr().Is4() != d.Local.Addr().Is4() {
+	if local, _, err := now.ends(s.fd); err != nil || !neverBound(local) {
 		return errors.Join(err, ErrState)
+	}
+	if now.kind() != d.kind() {
+		return ErrState
 	}
 	if err := s.tryFilter(); err != nil {
 		return err
@@ -361,16 +338,12 @@ func shutDown(fd int, read, write bool) error {
 }
 
 func (s *Socket) verifyDatagram(d *DatagramSnapshot) error {
-	local, err := localAddr(s.fd)
+	local, remote, err := d.ends(s.fd)
 	if err != nil {
 		return err
 	}
 	if !neverBound(d.Local) && local != d.Local { // a hook of a cgroup's BPF program
 		return mismatch("Local", d.Local, local)
-	}
-	remote, err := remoteAddr(s.fd, local)
-	if err != nil {
-		return err
 	}
 	if remote != d.Remote {
 		return mismatch("Remote", d.Remote, remote)

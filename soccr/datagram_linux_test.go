@@ -152,21 +152,40 @@ func (n *network) moveDatagram(t *testing.T, fd int) (snap *soccr.DatagramSnapsh
 	return snap, moved, lost
 }
 
-// Every option of the table is kept when a datagram socket is moved.
+// Every option of the table is kept when a datagram socket is moved, connected or
+// not.
 func TestEveryOptionOfDatagramSockets(t *testing.T) {
 	n := newNetwork(t)
-	for _, k := range datagramKinds {
-		for _, f := range []family{ip4, ip6} {
-			on := k.on | soccr.Dual | soccr.Unconnected
-			if f == ip4 {
-				on = k.on | soccr.IPv4 | soccr.Unconnected
+	allowPing(t, n.here)
+	for _, k := range []struct {
+		name            string
+		style           int
+		protocol, over6 int // the latter for AF_INET6
+		on              soccr.Sockets
+		family6         soccr.Sockets
+	}{
+		{"UDP", unix.SOCK_DGRAM, unix.IPPROTO_UDP, unix.IPPROTO_UDP, soccr.UDP, soccr.Dual},
+		{"UDP-Lite", unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE, unix.IPPROTO_UDPLITE, soccr.UDPLite, soccr.Dual},
+		{"ping", unix.SOCK_DGRAM, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6, soccr.Ping, soccr.IPv6},
+		{"raw", unix.SOCK_RAW, 253, 253, soccr.Raw, soccr.IPv6},
+		{"raw ICMP", unix.SOCK_RAW, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6, soccr.Raw, soccr.IPv6},
+	} {
+		for _, f := range families {
+			connected := f == mapped // to IPv4, and what is of IPv6 alone to IPv6
+			to, protocol, on := f, k.over6, k.on|k.family6
+			switch {
+			case f == ip4:
+				protocol, on = k.protocol, k.on|soccr.IPv4
+			case f == mapped && k.family6 == soccr.IPv6:
+				to = ip6
 			}
+			on |= map[bool]soccr.Sockets{true: soccr.Connected, false: soccr.Unconnected}[connected]
 			for _, row := range soccr.OptionRows(on) {
-				if !row.Kept || row.FromGone {
+				if !row.Kept || row.FromGone || connected && row.Name == "IPV6_V6ONLY" { // which would not let it connect
 					continue
 				}
 				t.Run(fmt.Sprintf("%s/%s/%s", k.name, f.name, row.Name), func(t *testing.T) {
-					fd := n.rawSocket(t, f.domain(), unix.SOCK_DGRAM, k.protocol)
+					fd := n.rawSocket(t, f.domain(), k.style, protocol)
 					want, reason := setUnusual(t, fd, row)
 					if reason != "" {
 						t.Logf("%s cannot be set here: %s", row.Name, reason)
@@ -174,6 +193,11 @@ func TestEveryOptionOfDatagramSockets(t *testing.T) {
 					}
 					if err := unix.Bind(fd, f.sockaddr(f.anyAddr(), 4242)); err != nil {
 						t.Fatal(err)
+					}
+					if connected {
+						if err := unix.Connect(fd, f.sockaddr(to.there, 6001)); err != nil {
+							t.Fatal(err)
+						}
 					}
 					snap, moved, lost := n.moveDatagram(t, fd)
 					if d := missing(snap.Options.Settings, want); d != nil {

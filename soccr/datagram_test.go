@@ -36,6 +36,8 @@ func everyDatagramField() DatagramSnapshot {
 var goldenDatagrams = map[string]DatagramSnapshot{
 	"every-field": everyDatagramField(),
 	"plain":       {Local: netip.MustParseAddrPort("192.0.2.1:53")},
+	"ping":        {Ping: true, Local: netip.MustParseAddrPort("192.0.2.1:77"), Remote: netip.MustParseAddrPort("192.0.2.2:0")},
+	"raw":         {Raw: 253, Local: netip.MustParseAddrPort("[::]:0")},
 	"unbound":     {Local: netip.MustParseAddrPort("[::]:0")},
 	"multicast":   {Local: netip.MustParseAddrPort("239.1.2.3:5000"), Groups: []Group{{Addr: netip.MustParseAddr("239.1.2.3"), Device: "eth0"}}},
 }
@@ -49,7 +51,9 @@ func TestDatagramGoldenBytes(t *testing.T) {
 }
 
 func TestDatagramEncodingCarriesEveryField(t *testing.T) {
-	testEveryField(t, everyDatagramField(), diffDatagrams)
+	every := everyDatagramField()
+	every.Ping, every.Raw = true, 253 // as no socket is
+	testEveryField(t, every, diffDatagrams)
 	testTagsRise(t, datagramForm.fields)
 }
 
@@ -110,6 +114,8 @@ func TestDatagramsFollowEachOther(t *testing.T) {
 func TestDatagramValidate(t *testing.T) {
 	addr, end := netip.MustParseAddr, netip.MustParseAddrPort
 	testValidate(t, everyDatagramField, []breach[DatagramSnapshot]{
+		{"Raw", func(d *DatagramSnapshot) { d.Ping = true }},
+		{"Raw", func(d *DatagramSnapshot) { d.Raw = 253 }},
 		{"Local", func(d *DatagramSnapshot) { d.Local = netip.AddrPort{} }},
 		{"Local", func(d *DatagramSnapshot) { d.Local = end("[2001:db8::1%eth0]:80") }},
 		{"Remote", func(d *DatagramSnapshot) { d.Remote = netip.AddrPortFrom(netip.Addr{}, 80) }},
@@ -136,6 +142,7 @@ func TestDatagramValidate(t *testing.T) {
 		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].To = addr("192.0.2.1") }},
 		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].Data = make([]byte, 65536) }},
 		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue = make([]Datagram, MaxDatagrams+1) }},
+		{"RecvQueue", func(d *DatagramSnapshot) { d.Lite, d.Ping, d.Options.Settings = false, true, nil }},
 	}, datagramRules)
 }
 

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CheckpointDatagram takes a program's own UDP socket, usually a *net.UDPConn, and
+// CheckpointDatagram takes a program's own socket, usually a *net.UDPConn, and
 // closes it. No goroutine may use it meanwhile; one that waits in a read gets
 // net.ErrClosed. Duplicates made by File go on to receive. Deadlines are not part of
 // a snapshot.
@@ -40,9 +40,13 @@ func CheckpointDatagram(c syscall.Conn) (*DatagramSnapshot, error) {
 
 // RestoreDatagram makes an ordinary *net.UDPConn of a snapshot, in the network
 // namespace of the calling thread, by [StartDatagram]. The conn has no deadlines.
+// Raw sockets are none: they are refused with ErrNotUDP.
 func RestoreDatagram(d *DatagramSnapshot, options ...Option) (*net.UDPConn, error) {
 	if err := d.Validate(); err != nil {
 		return nil, &OpError{Op: "restore", Local: d.Local, Remote: d.Remote, Err: err}
+	}
+	if d.Raw != 0 {
+		return nil, &OpError{Op: "restore", Local: d.Local, Remote: d.Remote, Err: fmt.Errorf("%w: a raw one is no *net.UDPConn", ErrNotUDP)}
 	}
 	fd, err := NewDatagramSocket(d)
 	if err != nil {

@@ -54,7 +54,8 @@
 // [StartDatagram] for descriptors. Its options and multicast groups are kept, and
 // the datagrams that were not read: these are injected again, as from whom they
 // came. What arrives while no socket is there is answered by ICMP; a lock for UDP
-// is the caller's.
+// is the caller's. Ping sockets (ICMP echo) and raw ones are moved in the same way,
+// without what they had not read.
 //
 // # Many at once
 //

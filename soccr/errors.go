@@ -25,8 +25,8 @@ var (
 	ErrInFlight = errors.New("connections wait to be accepted")
 	// ErrNotTCP: the file descriptor is not a TCP socket over IP.
 	ErrNotTCP = errors.New("not a TCP socket")
-	// ErrNotUDP: the file descriptor is not a UDP or UDP-Lite socket.
-	ErrNotUDP = errors.New("not a UDP socket")
+	// ErrNotUDP: the file descriptor is not a UDP, UDP-Lite, ping or raw socket.
+	ErrNotUDP = errors.New("not a UDP, ping or raw socket")
 	// ErrCorked: a datagram waits for the program to complete it (UDP_CORK,
 	// MSG_MORE), and cannot be read.
 	ErrCorked = errors.New("an incomplete datagram waits to be sent")

@@ -20,7 +20,7 @@ type Sockets = sockets
 
 // The transports, families and states.
 const (
-	TCP, UDP, UDPLite                 = onTCP, onUDP, onUDPLite
+	TCP, UDP, UDPLite, Ping, Raw      = onTCP, onUDP, onUDPLite, onPing, onRaw
 	IPv4, IPv6, Mapped, Dual          = onIPv4, onIPv6, onMapped, onDual
 	Unconnected, Listening, Connected = whenUnconnected, whenListening, whenConnected
 )

@@ -101,8 +101,8 @@ func readGroups(fd int, inet6 bool) (groups []Group, err error) {
 	for _, j := range all {
 		f := groupFilter{groupRequest: groupRequest{j.device, storageOf(j.group)}, count: maxSources}
 		_, err := sockopt.Get(fd, groupLevel(j.group), mcastMSFilter, f.bytes())
-		if errors.Is(err, unix.EADDRNOTAVAIL) {
-			continue // another socket's
+		if errors.Is(err, unix.EADDRNOTAVAIL) || lacking(err) {
+			continue // another socket's: raw ones of IPv6 join no groups of IPv4
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%v: %w", j.group, err)

@@ -8,17 +8,19 @@ const (
 	onTCP sockets = 1 << iota
 	onUDP
 	onUDPLite
+	onPing // SOCK_DGRAM of ICMP and ICMPv6
+	onRaw
 
 	onIPv4   // AF_INET
-	onIPv6   // AF_INET6, connected to an IPv6 address
+	onIPv6   // AF_INET6, connected to an IPv6 address, or of IPv6 alone
 	onMapped // AF_INET6, connected to an IPv4-mapped address
-	onDual   // AF_INET6 that may speak with both: not connected, or not TCP
+	onDual   // AF_INET6 that may speak with both: TCP not connected, or UDP
 
 	whenUnconnected // bound or not, or closed by both sides
 	whenListening
 	whenConnected // everything between: the kernel knows the peer
 
-	onDatagram = onUDP | onUDPLite
+	onDatagram = onUDP | onUDPLite | onPing | onRaw
 	inet6      = onIPv6 | onMapped | onDual
 	everyIP    = onIPv4 | inet6
 	everyState = whenUnconnected | whenListening | whenConnected
@@ -30,7 +32,9 @@ const (
 	beginning = onTCP | everyIP | whenUnconnected | whenListening
 	datagram  = onDatagram | everyIP | everyState
 	datagram4 = onDatagram | onIPv4 | onDual | everyState
-	datagram6 = onDatagram | onDual | everyState
+	datagram6 = onDatagram | onDual | onIPv6 | everyState
+	udp       = onUDP | onUDPLite | everyIP | everyState
+	ipv6Alone = onTCP | onPing | onRaw | onIPv6 | everyState // has no options of IPv4
 )
 
 // has reports whether a socket is one of these.
@@ -62,6 +66,8 @@ const (
 	udpLevel
 	ipLevel
 	ipv6Level
+	rawLevel
+	icmpv6Level
 	fileLevel // not an option, but fcntl(2)
 )
 
@@ -131,11 +137,11 @@ var options = [...]option{
 	{name: "SO_MARK", number: 36, on: every, hard: true, min: -1 << 31, max: maxInt},
 	{name: "SO_BINDTODEVICE", number: 25, kind: bindKind, on: every, hard: true},
 	{name: "SO_DONTROUTE", number: 5, on: every, hard: true, max: 1},
-	{name: "IPV6_V6ONLY", level: ipv6Level, number: 26, on: onTCP | onDatagram | inet6 | everyState, hard: true, max: 1},
+	{name: "IPV6_V6ONLY", level: ipv6Level, number: 26, on: onTCP | onUDP | onUDPLite | inet6 | everyState, hard: true, max: 1},
 	{name: "IP_FREEBIND", level: ipLevel, number: 15, on: speaking4, hard: true, max: 1},
-	{name: "IPV6_FREEBIND", level: ipv6Level, number: 78, on: onTCP | onIPv6 | everyState, hard: true, max: 1},
+	{name: "IPV6_FREEBIND", level: ipv6Level, number: 78, on: ipv6Alone, hard: true, max: 1},
 	{name: "IP_TRANSPARENT", level: ipLevel, number: 19, on: speaking4, hard: true, max: 1},
-	{name: "IPV6_TRANSPARENT", level: ipv6Level, number: 75, on: onTCP | onIPv6 | everyState, hard: true, max: 1},
+	{name: "IPV6_TRANSPARENT", level: ipv6Level, number: 75, on: ipv6Alone, hard: true, max: 1},
 	{name: "IP_BIND_ADDRESS_NO_PORT", level: ipLevel, number: 24, on: every, max: 1},
 	{name: "IP_LOCAL_PORT_RANGE", level: ipLevel, number: 51, on: every, min: -1 << 31, max: maxInt},
 	{name: "IP_UNICAST_IF", level: ipLevel, number: 50, kind: netDeviceKind, on: datagram4, hard: true},
@@ -172,7 +178,7 @@ var options = [...]option{
 	{name: "TCP_RTO_MIN_US", level: tcpLevel, number: 45, on: tcp, phase: beforeConnect, normal: 200000, max: maxInt, slack: tick},
 	{name: "TCP_DELACK_MAX_US", level: tcpLevel, number: 46, on: tcp, phase: beforeConnect, normal: 200000, max: maxInt, slack: tick},
 	{name: "UDP_SEGMENT", level: udpLevel, number: 103, on: onUDP | everyIP | everyState, phase: beforeConnect, max: 65535},
-	{name: "UDP_NO_CHECK6_TX", level: udpLevel, number: 101, on: datagram, phase: beforeConnect, max: 1},
+	{name: "UDP_NO_CHECK6_TX", level: udpLevel, number: 101, on: udp, phase: beforeConnect, max: 1},
 	{name: "UDPLITE_SEND_CSCOV", level: udpLevel, number: 10, on: onUDPLite | everyIP | everyState, phase: beforeConnect, hard: true, max: 65535},
 	{name: "SO_NO_CHECK", number: 11, on: every, phase: beforeConnect, max: 1},
 	{name: "SO_BROADCAST", number: 6, on: every, phase: beforeConnect, max: 1},
@@ -192,8 +198,17 @@ var options = [...]option{
 	{name: "IP_MULTICAST_ALL", level: ipLevel, number: 49, on: onDatagram | onIPv4 | everyState, phase: beforeConnect, normal: 1, max: 1},
 	{name: "IPV6_MULTICAST_ALL", level: ipv6Level, number: 29, on: datagram6, phase: beforeConnect, normal: 1, max: 1},
 	{name: "UDP_GRO", level: udpLevel, number: 104, on: onUDP | everyIP | everyState, phase: beforeConnect, max: 1},
-	{name: "UDP_NO_CHECK6_RX", level: udpLevel, number: 102, on: datagram, phase: beforeConnect, max: 1},
+	{name: "UDP_NO_CHECK6_RX", level: udpLevel, number: 102, on: udp, phase: beforeConnect, max: 1},
 	{name: "UDPLITE_RECV_CSCOV", level: udpLevel, number: 11, on: onUDPLite | everyIP | everyState, phase: beforeConnect, hard: true, max: 65535},
+
+	// What raw sockets send and receive. The kernel's defaults differ by protocol, so
+	// that the first four have none here.
+	{name: "IP_HDRINCL", level: ipLevel, number: 3, on: onRaw | onIPv4 | everyState, phase: beforeConnect, hard: true, normal: -1, max: 1},
+	{name: "IPV6_HDRINCL", level: ipv6Level, number: 36, on: onRaw | onIPv6 | everyState, phase: beforeConnect, hard: true, normal: -1, max: 1},
+	{name: "IPV6_CHECKSUM", level: rawLevel, number: 7, on: onRaw | onIPv6 | everyState, phase: beforeConnect, hard: true, normal: -2, min: -1, max: maxInt},
+	{name: "ICMPV6_FILTER", level: icmpv6Level, number: 1, kind: bytesKind, on: onRaw | onIPv6 | everyState, phase: beforeConnect, min: 32, max: 32},
+	{name: "ICMP_FILTER", level: rawLevel, number: 1, on: onRaw | onIPv4 | everyState, phase: beforeConnect, min: -1 << 31, max: maxInt},
+	{name: "IP_NODEFRAG", level: ipLevel, number: 22, on: onRaw | onIPv4 | everyState, phase: beforeConnect, max: 1},
 
 	// What comes with received data. TCP keeps some of it of the last segment
 	// (IP_PKTOPTIONS); if it keeps nothing, none of these options is set.

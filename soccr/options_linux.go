@@ -51,6 +51,8 @@ var levels = [...]int{
 	udpLevel:    unix.IPPROTO_UDP,
 	ipLevel:     unix.IPPROTO_IP,
 	ipv6Level:   unix.IPPROTO_IPV6,
+	rawLevel:    unix.SOL_RAW,
+	icmpv6Level: unix.IPPROTO_ICMPV6,
 	fileLevel:   0, // none
 }
 

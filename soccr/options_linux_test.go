@@ -1,6 +1,7 @@
 package soccr_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -23,9 +24,13 @@ import (
 var unusual = map[string]soccr.Setting{
 	"F_SETOWN":              {Number: 0, Text: "process"}, // whoever restores it
 	"F_SETSIG":              {Number: int64(unix.SIGURG)},
+	"ICMPV6_FILTER":         {Bytes: append(bytes.Repeat([]byte{0xff}, 16), make([]byte, 16)...)}, // errors only
+	"ICMP_FILTER":           {Number: 1 << 8},                                                     // no echo requests
 	"IPV6_2292DSTOPTS":      {Number: 1},
 	"IPV6_ADDR_PREFERENCES": {Number: 0x401}, // temporary, home
+	"IPV6_CHECKSUM":         {Number: 6},
 	"IPV6_DSTOPTS":          {Bytes: []byte{0, 0, 1, 4, 0, 0, 0, 0}},
+	"IPV6_HDRINCL":          {Number: 1},
 	"IPV6_HOPOPTS":          {Bytes: []byte{0, 0, 1, 4, 0, 0, 0, 0}},
 	"IPV6_MINHOPCOUNT":      {Number: 3},
 	"IPV6_MTU_DISCOVER":     {Number: 3},
@@ -36,6 +41,7 @@ var unusual = map[string]soccr.Setting{
 	"IPV6_TCLASS":           {Number: 0x28},
 	"IPV6_UNICAST_HOPS":     {Number: 33},
 	"IPV6_UNICAST_IF":       {Text: "net0"},
+	"IP_HDRINCL":            {Number: 1},
 	"IP_LOCAL_PORT_RANGE":   {Number: int64(int32(-0x3cb0_0000 | 40000))}, // up to 50000
 	"IP_MINTTL":             {Number: 3},
 	"IP_MTU_DISCOVER":       {Number: 3},
