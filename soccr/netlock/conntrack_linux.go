@@ -102,7 +102,7 @@ func (t *table) exemptInjected(exempt bool) error {
 	if exempt {
 		kind = unix.NFT_MSG_NEWSETELEM
 	}
-	tx := &transaction{table: t.name}
+	tx := t.begin()
 	tx.bothFamilies(kind, untrackedName)
 	return t.commit(tx)
 }

@@ -129,8 +129,8 @@ func (l *Lock) changeListener(kind int, local netip.AddrPort) error {
 	if l.listeners[wire] == add {
 		return nil
 	}
-	tx := &transaction{table: l.table.name}
-	tx.elements(kind, set, [][]byte{element(key)})
+	tx := l.table.begin()
+	tx.elements(kind, set, func() { tx.element(key) })
 	if err := l.table.commit(tx); err != nil {
 		return l.noteLoss(err)
 	}

@@ -199,16 +199,22 @@ func (l *Lock) delete(flows []Flow, in func(Flow) group) (int, error) {
 // onWire gives each flow once, as packets show it.
 func onWire(flows []Flow) ([]Flow, error) {
 	wire := make([]Flow, 0, len(flows))
-	seen := make(map[Flow]bool, len(flows))
+	var seen map[Flow]bool
+	if len(flows) > 1 {
+		seen = make(map[Flow]bool, len(flows))
+	}
 	for _, f := range flows {
 		w, err := f.onWire()
 		if err != nil {
 			return nil, err
 		}
-		if !seen[w] {
-			seen[w] = true
-			wire = append(wire, w)
+		if seen[w] {
+			continue
 		}
+		if seen != nil {
+			seen[w] = true
+		}
+		wire = append(wire, w)
 	}
 	return wire, nil
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/google/nftables"
@@ -37,6 +38,8 @@ const ownerFlag = 2
 // and are locked all together by the transaction that gives it one.
 type table struct {
 	conn     *netlink.Conn
+	raw      syscall.RawConn // of conn
+	batch    []byte          // memory of transactions
 	name     string
 	config   config
 	capacity int // flows that fit into one transaction
@@ -60,15 +63,19 @@ func flowType(addr nftables.SetDatatype) nftables.SetDatatype {
 	return nftables.MustConcatSetType(addr, nftables.TypeInetService, addr, nftables.TypeInetService)
 }
 
-// key is the flow as an element of its set: each part padded to 4 bytes.
-func (f Flow) key() []byte {
-	key := make([]byte, 0, keySize)
-	for _, end := range []netip.AddrPort{f.Local, f.Remote} {
-		key = append(key, end.Addr().AsSlice()...)
-		key = binary.BigEndian.AppendUint16(key, end.Port())
-		key = append(key, 0, 0)
+// appendKey appends the flow as an element of its set: each part padded to 4 bytes.
+func (f Flow) appendKey(b []byte) []byte {
+	for _, end := range [...]netip.AddrPort{f.Local, f.Remote} {
+		if addr := end.Addr(); addr.Is4() {
+			a := addr.As4()
+			b = append(b, a[:]...)
+		} else {
+			a := addr.As16()
+			b = append(b, a[:]...)
+		}
+		b = append(binary.BigEndian.AppendUint16(b, end.Port()), 0, 0)
 	}
-	return key
+	return b
 }
 
 const (
@@ -81,6 +88,8 @@ const (
 	elementsPerMessage = 1000
 	// overhead is more than all else in a transaction with flows takes.
 	overhead = 16 << 10
+	// keptBatch is up to what size a batch's memory is kept for the next one.
+	keptBatch = 64 << 10
 	// sendBuffer is enough for the messages of 300,000 flows.
 	sendBuffer = 16 << 20
 )
@@ -95,6 +104,9 @@ func makeTable(c config, fill func(*table, *transaction) error) (*table, error) 
 	})
 	if err != nil {
 		return nil, err
+	}
+	if t.raw, err = t.conn.SyscallConn(); err != nil {
+		return nil, errors.Join(err, t.conn.Close())
 	}
 	if err := t.create(fill); err != nil {
 		return nil, errors.Join(err, t.conn.Close())
@@ -141,12 +153,12 @@ func (t *table) create(fill func(*table, *transaction) error) error {
 		flags = flags[1:]
 	}
 	for i, f := range flags {
-		tx := &transaction{table: t.name}
+		tx := t.begin()
 		tx.newTable(f)
 		if err := fill(t, tx); err != nil {
 			return err
 		}
-		err := tx.commit(t.conn)
+		err := tx.commit(t.raw)
 		// Kernels before 5.12 do not know the owner flag.
 		old := errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
 		if !old || i == len(flags)-1 {
@@ -237,12 +249,15 @@ func (t *table) addRules(tx *transaction, g group, rules func(group, chain) [][]
 func (tx *transaction) lease(kind int, g group) { tx.bothFamilies(kind, g.lease()) }
 
 func (tx *transaction) bothFamilies(kind int, set string) {
-	tx.elements(kind, set, [][]byte{element([]byte{unix.NFPROTO_IPV4}), element([]byte{unix.NFPROTO_IPV6})})
+	tx.elements(kind, set, func() {
+		tx.element([]byte{unix.NFPROTO_IPV4})
+		tx.element([]byte{unix.NFPROTO_IPV6})
+	})
 }
 
 // newGroup adds a group that has no lease.
 func (t *table) newGroup(g group) error {
-	tx := &transaction{table: t.name}
+	tx := t.begin()
 	if err := t.addGroup(tx, g); err != nil {
 		return err
 	}
@@ -251,14 +266,14 @@ func (t *table) newGroup(g group) error {
 
 // grant gives a group its lease, so that its flows are locked.
 func (t *table) grant(g group) error {
-	tx := &transaction{table: t.name}
+	tx := t.begin()
 	tx.lease(unix.NFT_MSG_NEWSETELEM, g)
 	return t.commit(tx)
 }
 
 // revoke ends a group's lease.
 func (t *table) revoke(g group) error {
-	tx := &transaction{table: t.name}
+	tx := t.begin()
 	tx.lease(unix.NFT_MSG_DELSETELEM, g)
 	return t.commit(tx)
 }
@@ -266,7 +281,7 @@ func (t *table) revoke(g group) error {
 // renew starts the time of leases anew. Their elements are deleted and added,
 // which every kernel can, rather than updated, which takes 6.12.
 func (t *table) renew(groups []group) error {
-	tx := &transaction{table: t.name}
+	tx := t.begin()
 	for _, g := range groups {
 		tx.lease(unix.NFT_MSG_DELSETELEM, g)
 		tx.lease(unix.NFT_MSG_NEWSETELEM, g)
@@ -277,27 +292,43 @@ func (t *table) renew(groups []group) error {
 // change puts flows into their groups (NFT_MSG_NEWSETELEM) or takes them out
 // (NFT_MSG_DELSETELEM), in one transaction of at most t.capacity flows.
 func (t *table) change(kind int, flows []Flow, in func(Flow) group) error {
-	tx := &transaction{table: t.name}
-	elements := map[string][][]byte{}
-	for _, f := range flows {
-		set := in(f).flows6()
-		if f.Local.Addr().Is4() {
-			set = in(f).flows4()
-		}
-		elements[set] = append(elements[set], element(f.key()))
+	tx := t.begin()
+	type set struct {
+		group group
+		is4   bool
 	}
-	for set, all := range elements {
+	sets := map[set][]Flow{}
+	for _, f := range flows {
+		s := set{in(f), f.Local.Addr().Is4()}
+		sets[s] = append(sets[s], f)
+	}
+	for s, all := range sets {
+		name := s.group.flows6()
+		if s.is4 {
+			name = s.group.flows4()
+		}
 		for some := range slices.Chunk(all, elementsPerMessage) {
-			tx.elements(kind, set, some)
+			tx.elements(kind, name, func() {
+				for _, f := range some {
+					var room [keySize]byte
+					tx.element(f.appendKey(room[:0]))
+				}
+			})
 		}
 	}
 	return t.commit(tx)
 }
 
+// begin makes a transaction on the table.
+func (t *table) begin() *transaction { return begin(t.name, t.batch) }
+
 // commit carries out a transaction on a table that is there. If it is not, or
 // if a lease has expired, the kernel answers ENOENT.
 func (t *table) commit(tx *transaction) error {
-	err := tx.commit(t.conn)
+	err := tx.commit(t.raw)
+	if t.batch = tx.batch; cap(t.batch) > keptBatch {
+		t.batch = nil
+	}
 	if errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("%w: %w", ErrLost, err)
 	}
@@ -306,7 +337,7 @@ func (t *table) commit(tx *transaction) error {
 
 // close removes the table. An owned one goes with its socket in any case.
 func (t *table) close() error {
-	tx := &transaction{table: t.name}
+	tx := t.begin()
 	tx.delTable()
 	return errors.Join(t.commit(tx), t.conn.Close())
 }

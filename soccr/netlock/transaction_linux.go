@@ -20,8 +20,10 @@ import (
 // and, as it takes the kernel's answers in the order in which they come, waits
 // forever where the kernel answers once for all.
 type transaction struct {
-	table    string
-	messages []netlink.Message
+	table string
+	batch []byte // what is sent: messages one behind the other
+	last  int    // where the last message begins
+	count uint32 // of messages
 }
 
 // The first two bytes of every message's body are family and version, the next
@@ -37,63 +39,118 @@ func message(kind int, flags netlink.HeaderFlags, body []byte) netlink.Message {
 	}
 }
 
-// add appends a message about the table: its body starts with the attribute
-// that names the table, which has number 1 in every kind of message but one.
-func (t *transaction) add(kind int, flags netlink.HeaderFlags, attributes ...[]byte) {
-	body := header(unix.NFPROTO_INET, 0)
-	body = append(body, attrString(unix.NFTA_TABLE_NAME, t.table)...)
-	for _, a := range attributes {
-		body = append(body, a...)
-	}
-	t.messages = append(t.messages, message(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, body))
+// begin makes a transaction on a table in the memory of b, with the message that
+// every batch begins with.
+func begin(table string, b []byte) *transaction {
+	t := &transaction{table: table, batch: b[:0]}
+	t.start(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
+	return t
 }
 
-// errNoAnswer cannot happen: nfnetlink_rcv_batch answers before sendmsg returns.
+// start begins a message, which lasts to the next one.
+func (t *transaction) start(kind int, flags netlink.HeaderFlags, family byte, resource uint16) {
+	t.last = len(t.batch)
+	t.count++
+	b := append(t.batch, 0, 0, 0, 0) // its length
+	b = binary.NativeEndian.AppendUint16(b, uint16(kind))
+	b = binary.NativeEndian.AppendUint16(b, uint16(netlink.Request|flags))
+	b = binary.NativeEndian.AppendUint32(b, t.count) // sequence number
+	b = binary.NativeEndian.AppendUint32(b, 0)       // port
+	t.batch = append(b, family, unix.NFNETLINK_V0, byte(resource>>8), byte(resource))
+	t.end()
+}
+
+// end notes how long the last message has become.
+func (t *transaction) end() {
+	binary.NativeEndian.PutUint32(t.batch[t.last:], uint32(len(t.batch)-t.last))
+}
+
+// startIn begins a message about the table: its body starts with the attribute
+// that names the table, which has number 1 in every kind of message but one.
+func (t *transaction) startIn(kind int, flags netlink.HeaderFlags) {
+	t.start(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags, unix.NFPROTO_INET, 0)
+	t.string(unix.NFTA_TABLE_NAME, t.table)
+}
+
+// add appends a message about the table with some attributes.
+func (t *transaction) add(kind int, flags netlink.HeaderFlags, attributes ...[]byte) {
+	t.startIn(kind, flags)
+	for _, a := range attributes {
+		t.batch = append(t.batch, a...)
+	}
+	t.end()
+}
+
+// open begins an attribute that others are nested in, until close.
+func (t *transaction) open(kind uint16) (at int) {
+	at = len(t.batch)
+	t.batch = binary.NativeEndian.AppendUint16(t.batch, 0)
+	t.batch = binary.NativeEndian.AppendUint16(t.batch, kind)
+	return at
+}
+
+// close ends the attribute that begins there, and pads it.
+func (t *transaction) close(at int) {
+	binary.NativeEndian.PutUint16(t.batch[at:], uint16(len(t.batch)-at))
+	for len(t.batch)%unix.NLA_ALIGNTO != 0 {
+		t.batch = append(t.batch, 0)
+	}
+}
+
+func (t *transaction) string(kind uint16, s string) {
+	at := t.open(kind)
+	t.batch = append(append(t.batch, s...), 0)
+	t.close(at)
+}
+
+// errNoAnswer cannot happen: nfnetlink_rcv_batch answers before write returns.
 var errNoAnswer = errors.New("the kernel did not answer")
 
 // commit sends the transaction and reads the kernel's verdict. Only the last
 // message asks for an acknowledgement; any may be answered by an error.
-func (t *transaction) commit(conn *netlink.Conn) error {
-	t.messages[len(t.messages)-1].Header.Flags |= netlink.Acknowledge
-	batch := make([]netlink.Message, 0, len(t.messages)+2)
-	batch = append(batch, message(unix.NFNL_MSG_BATCH_BEGIN, 0, header(unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)))
-	batch = append(batch, t.messages...)
-	batch = append(batch, message(unix.NFNL_MSG_BATCH_END, 0, header(unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)))
-	if _, err := conn.SendMessages(batch); err != nil {
-		return err
-	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	verdict := errNoAnswer
-	if err := raw.Control(func(fd uintptr) { verdict = answers(int(fd)) }); err != nil {
-		return err
-	}
-	return verdict
+func (t *transaction) commit(conn syscall.RawConn) error {
+	flags := binary.NativeEndian.Uint16(t.batch[t.last+6:]) | uint16(netlink.Acknowledge)
+	binary.NativeEndian.PutUint16(t.batch[t.last+6:], flags)
+	t.start(unix.NFNL_MSG_BATCH_END, 0, unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
+	var verdict error
+	err := conn.Control(func(fd uintptr) {
+		if _, err := unix.Write(int(fd), t.batch); err != nil {
+			verdict = os.NewSyscallError("write", err)
+			return
+		}
+		verdict = answers(int(fd), t.batch[:answerSize])
+	})
+	return errors.Join(err, verdict)
 }
 
-// answers reads all that waits in the socket and returns the first error in it.
-func answers(fd int) error {
-	answered := false
+// answerSize is how much of an answer matters: struct nlmsghdr and the error.
+const answerSize = unix.SizeofNlMsghdr + 4
+
+// answers reads what the kernel has answered, into buf, and returns the first
+// error. The acknowledgement of the last message is the last answer, and the only
+// one if all went well.
+func answers(fd int, buf []byte) error {
 	var verdict error
-	err := drain(fd, func(m syscall.NetlinkMessage) error {
-		if m.Header.Type != unix.NLMSG_ERROR || len(m.Data) < 4 {
+	for {
+		n, err := unix.Read(fd, buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN) && verdict != nil:
+			return verdict
+		case errors.Is(err, unix.EAGAIN):
+			return errNoAnswer
+		case err != nil:
+			return os.NewSyscallError("read", err)
+		case n < answerSize || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR || verdict != nil:
+			continue
+		}
+		code := int32(binary.NativeEndian.Uint32(buf[unix.SizeofNlMsghdr:]))
+		if code == 0 {
 			return nil
 		}
-		answered = true
-		if code := int32(binary.NativeEndian.Uint32(m.Data)); code != 0 && verdict == nil {
-			verdict = unix.Errno(-code)
-		}
-		return nil
-	})
-	switch {
-	case err != nil:
-		return err
-	case !answered:
-		return errNoAnswer
+		verdict = unix.Errno(-code)
 	}
-	return verdict
 }
 
 // drain passes on the messages that wait in a netlink socket.
@@ -171,7 +228,7 @@ func (t *transaction) newSet(s set) {
 	}
 	attributes := [][]byte{
 		attrString(unix.NFTA_SET_NAME, s.name),
-		attrUint32(unix.NFTA_SET_ID, uint32(len(t.messages))), // any, unique in the transaction
+		attrUint32(unix.NFTA_SET_ID, t.count), // any, unique in the transaction
 		attrUint32(unix.NFTA_SET_FLAGS, flags),
 		attrUint32(unix.NFTA_SET_KEY_TYPE, s.keyType.GetNFTMagic()),
 		attrUint32(unix.NFTA_SET_KEY_LEN, s.keyType.Bytes),
@@ -183,18 +240,30 @@ func (t *transaction) newSet(s set) {
 }
 
 // elements adds a message that puts elements into a set (NFT_MSG_NEWSETELEM) or
-// takes them out (NFT_MSG_DELSETELEM). They must fit into one attribute.
-func (t *transaction) elements(kind int, set string, elements [][]byte) {
+// takes them out (NFT_MSG_DELSETELEM): those that add adds. They must fit into one
+// attribute.
+func (t *transaction) elements(kind int, set string, add func()) {
 	var flags netlink.HeaderFlags
 	if kind == unix.NFT_MSG_NEWSETELEM {
 		flags = netlink.Create | netlink.Excl
 	}
-	t.add(kind, flags, attrString(unix.NFTA_SET_ELEM_LIST_SET, set), nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, elements...))
+	t.startIn(kind, flags)
+	t.string(unix.NFTA_SET_ELEM_LIST_SET, set)
+	list := t.open(unix.NFTA_SET_ELEM_LIST_ELEMENTS | unix.NLA_F_NESTED)
+	add()
+	t.close(list)
+	t.end()
 }
 
-// element encodes an element of a set.
-func element(key []byte) []byte {
-	return nest(unix.NFTA_LIST_ELEM, nest(unix.NFTA_SET_ELEM_KEY, attr(unix.NFTA_DATA_VALUE, key)))
+// element adds an element to the message.
+func (t *transaction) element(key []byte) {
+	e := t.open(unix.NFTA_LIST_ELEM | unix.NLA_F_NESTED)
+	k := t.open(unix.NFTA_SET_ELEM_KEY | unix.NLA_F_NESTED)
+	value := t.open(unix.NFTA_DATA_VALUE)
+	t.batch = append(t.batch, key...)
+	t.close(value)
+	t.close(k)
+	t.close(e)
 }
 
 // attr encodes a netlink attribute: length and type in the host's byte order,
