@@ -42,7 +42,7 @@ func TestMoveToHost(t *testing.T) {
 		}
 		var img []byte
 		hosttest.Do(t, from, func() error {
-			img = dumped(t, e.pid, "--give-address", where)
+			img = dumped(t, e.pid, "--hold-address", where)
 			return nil
 		})
 		if has(t, from, p.service.Addr()) {
@@ -102,7 +102,7 @@ func TestAddressesAfterFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	hosttest.Do(t, h, func() error {
-		if got, said := dumpInto(t, file, e.pid, "--give-address", where); got != statusFailed {
+		if got, said := dumpInto(t, file, e.pid, "--hold-address", where); got != statusFailed {
 			t.Errorf("status %d: %s", got, said)
 		}
 		return nil

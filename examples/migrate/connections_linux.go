@@ -40,13 +40,14 @@ const (
 )
 
 // newWorker prepares all that can be while the program still runs.
-func newWorker(pid int, limit, lockTimeout time.Duration, how string) (_ *worker, err error) {
-	w := &worker{pid: pid, limit: limit, freezer: proc.NewFreezer(), thief: proc.NewThief()}
+func newWorker(pid int, flags stopFlags, how string) (_ *worker, err error) {
+	w := &worker{pid: pid, limit: flags.limit, freezer: proc.NewFreezer(), thief: proc.NewThief()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
 		}
 	}()
+	w.freezer.Cgroup = flags.cgroup
 	if _, err := proc.Tree(pid); err != nil {
 		return nil, err
 	}
@@ -55,7 +56,7 @@ func newWorker(pid int, limit, lockTimeout time.Duration, how string) (_ *worker
 		return nil, fmt.Errorf("look into process %d (%s): %w", pid, proc.Name(pid), err)
 	}
 	if how == lockFlows {
-		if err := w.makeLock(netlock.New, lockTimeout); err != nil {
+		if err := w.makeLock(netlock.New, flags.lockTimeout); err != nil {
 			return nil, err
 		}
 	}

@@ -23,26 +23,26 @@ import (
 
 // dumpConfig is what the command line says about dump.
 type dumpConfig struct {
-	pid                int
-	dir                string
-	leaveRunning       bool
-	leaveClosed        bool
-	tcpClose           bool
-	skipInFlight       bool
-	networkLock        string
-	giveAddress        []string
-	give               []place
-	limit, lockTimeout time.Duration
-	asJSON             bool
+	pid          int
+	dir          string
+	leaveRunning bool
+	leaveClosed  bool
+	tcpClose     bool
+	skipInFlight bool
+	networkLock  string
+	holdAddress  []string
+	give         []place
+	stopFlags
+	asJSON bool
 }
 
 func dumpCommand(stdout, stderr *os.File) *cobra.Command {
 	var config dumpConfig
 	c := &cobra.Command{
 		Use:   "dump -t PID -D DIR|-",
-		Short: "Save a program's connections and listeners, and end it",
-		Long: `dump stops a process and all its descendants, saves their TCP connections and
-listening sockets into an image, and kills the processes, without a word to their
+		Short: "Save a program's connections, listeners and UDP sockets, and end it",
+		Long: `dump stops a process and all its descendants, saves their TCP connections, listening
+and UDP sockets into an image, and kills the processes, without a word to their
 peers. With --leave-running the program goes on as it was, and the image is there
 to be looked at (migrate show). With --leave-closed it goes on without its
 connections, which have moved into the image: it reads their end.
@@ -52,21 +52,26 @@ is: the program goes on as it was. That holds if migrate is killed, too: a guard
 process of its own, does the work.
 
 Only sockets are saved, and not the program: its memory, and what it has read, are
-gone. Sockets of other families and UDP are left out; a TCP socket that cannot be
-moved is an error. See "migrate ls".
+gone. Sockets of other families are left out; a TCP or UDP socket that cannot be moved
+is an error. See "migrate ls". Nothing keeps datagrams away meanwhile: UDP may lose
+them.
 
 When the program is gone, packets of its connections would draw RSTs from this
 host. So the connections stay locked for --lock-timeout, or until they are restored
 on this host, whatever comes first: time to restore them elsewhere, and to move the
 address there. The lock is held by a process in the background.
 
---give-address takes the address away from this host while the connections are
-locked, for another one to have (restore --take-address).
+--hold-address takes the address away from this host while the connections are
+locked, for another one to have (restore --take-address). By hand, this is "ip address
+del 10.0.0.5/24 dev eth0" here, and there "ip address add", and arping -U or ndsend.
 
-The image is a file in DIR, for its owner only. It is as secret as the connections.`,
+The image is a file in DIR, for its owner only. It is as secret as the connections.
+
+Exit status: 0 all is saved; 1 nothing was done, the program goes on as it was; 2 the
+command line is wrong; 130 interrupted, and the program goes on as it was.`,
 		Example: `  migrate dump -t 1234 -D /var/tmp/image
   migrate dump -t 1234 -D image --leave-running && migrate show -D image
-  migrate dump -t 1234 -D - --give-address 10.0.0.5/24@eth0 |
+  migrate dump -t 1234 -D - --hold-address 10.0.0.5/24@eth0 |
     ssh HOST migrate restore -D - --take-address 10.0.0.5/24@eth0 -- server`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
@@ -75,15 +80,15 @@ The image is a file in DIR, for its owner only. It is as secret as the connectio
 				return usageError(errors.New("which program? -t PID"))
 			case config.dir == "":
 				return usageError(errors.New("where to? -D DIR, or -D - for standard output"))
-			case config.leaveRunning && len(config.giveAddress) > 0:
-				return usageError(errors.New("--leave-running and --give-address contradict each other"))
+			case config.leaveRunning && len(config.holdAddress) > 0:
+				return usageError(errors.New("--leave-running and --hold-address contradict each other"))
 			case config.leaveRunning && config.leaveClosed:
 				return usageError(errors.New("--leave-running and --leave-closed contradict each other"))
 			case !slices.Contains([]string{lockFlows, lockNamespace, lockNothing}, config.networkLock):
 				return usageError(fmt.Errorf("--network-lock %s? nftables, namespace or skip", config.networkLock))
 			}
 			var err error
-			if config.give, err = parsePlaces(config.giveAddress); err != nil {
+			if config.give, err = parsePlaces(config.holdAddress); err != nil {
 				return usageError(err)
 			}
 			return guarded(func(ctx context.Context) error { return dump(ctx, config, stdout, stderr) })
@@ -98,8 +103,8 @@ The image is a file in DIR, for its owner only. It is as secret as the connectio
 	flags.BoolVar(&config.tcpClose, "tcp-close", false, "the connections are to be restored as closed; nobody keeps them locked")
 	flags.BoolVar(&config.skipInFlight, "skip-in-flight", false, "forget connections that were not accepted yet, instead of failing")
 	flags.StringVar(&config.networkLock, "network-lock", lockFlows, "how to lock: nftables (the connections), namespace (all packets), skip (a firewall of yours does)")
-	flags.StringArrayVar(&config.giveAddress, "give-address", nil, "ADDRESS/BITS@DEVICE that this host gives up, for another one to take")
-	timeoutFlags(c, &config.limit, &config.lockTimeout)
+	flags.StringArrayVar(&config.holdAddress, "hold-address", nil, "ADDRESS/BITS@DEVICE that this host gives up, for another one to take")
+	config.stopFlags.add(c)
 	flags.BoolVar(&config.asJSON, "json", false, "print the summary as one JSON object")
 	return c
 }
@@ -108,7 +113,8 @@ The image is a file in DIR, for its owner only. It is as secret as the connectio
 type dumpResult struct {
 	Connections int   `json:"connections"`
 	Listeners   int   `json:"listeners"`
-	Bytes       int64 `json:"bytes"` // in the queues
+	Datagrams   int   `json:"datagram_sockets"`
+	Bytes       int64 `json:"bytes"` // in the queues of connections
 	Image       int64 `json:"image_bytes"`
 	Frozen      int64 `json:"frozen_us"` // until the program went on, or was killed
 	Locked      int64 `json:"locked_us"` // until then
@@ -122,6 +128,7 @@ type dumper struct {
 	config dumpConfig
 	stdout io.Writer
 	result dumpResult
+	*counter
 
 	connections []*connection
 	flows       []netlock.Flow
@@ -131,11 +138,11 @@ type dumper struct {
 }
 
 func dump(ctx context.Context, config dumpConfig, stdout, stderr *os.File) (err error) {
-	w, err := newWorker(config.pid, config.limit, config.lockTimeout, config.networkLock)
+	w, err := newWorker(config.pid, config.stopFlags, config.networkLock)
 	if err != nil {
 		return failed(err)
 	}
-	d := &dumper{worker: w, config: config, stdout: stdout, unkeep: make(chan os.Signal, 1)}
+	d := &dumper{worker: w, config: config, stdout: stdout, counter: newCounter(stderr, "saved"), unkeep: make(chan os.Signal, 1)}
 	signal.Notify(d.unkeep, unix.SIGTERM) // whoever reads a pipe may be done before we are
 	d.result.Left = []refusal{}
 	summary := stdout
@@ -143,6 +150,7 @@ func dump(ctx context.Context, config dumpConfig, stdout, stderr *os.File) (err 
 		summary = stderr
 	}
 	err = d.dump(ctx)
+	d.counter.done()
 	if err == nil && config.asJSON {
 		err = printJSON(summary, &d.result)
 	} else if err == nil {
@@ -207,7 +215,7 @@ func (d *dumper) dumpStopped(ctx context.Context, program *stoppedProgram) (lock
 			err = errors.Join(err, d.undo())
 		}
 	}()
-	listeners, err := d.choose(program)
+	listeners, datagrams, err := d.choose(program)
 	if err != nil {
 		return locked, err
 	}
@@ -216,10 +224,11 @@ func (d *dumper) dumpStopped(ctx context.Context, program *stoppedProgram) (lock
 	if err := d.lockAll(listeners); err != nil {
 		return locked, err
 	}
-	for _, c := range d.connections {
+	for i, c := range d.connections {
 		if err := c.save(); err != nil {
 			return locked, fmt.Errorf("descriptor %d of process %d: %w", c.Holders[0].FD, c.Holders[0].PID, err)
 		}
+		d.count(i+1, len(d.connections))
 		d.add(image.Socket{Kind: image.Connection, Connection: c.snap}, c.socket)
 		d.result.Connections++
 		d.result.Bytes += int64(len(c.snap.RecvQueue) + len(c.snap.SendQueue))
@@ -235,6 +244,14 @@ func (d *dumper) dumpStopped(ctx context.Context, program *stoppedProgram) (lock
 		}
 		d.add(image.Socket{Kind: image.Listener, Listener: snap}, l)
 		d.result.Listeners++
+	}
+	for _, s := range datagrams {
+		snap, err := soccr.SaveDatagram(s.fd)
+		if err != nil {
+			return locked, fmt.Errorf("descriptor %d of process %d: %w", s.Holders[0].FD, s.Holders[0].PID, err)
+		}
+		d.add(image.Socket{Kind: image.Datagram, Datagram: snap}, s)
+		d.result.Datagrams++
 	}
 	for _, pid := range program.pids {
 		d.image.Processes = append(d.image.Processes, image.Process{PID: pid, Name: proc.Name(pid)})
@@ -269,17 +286,21 @@ func inFlightCure(err error) string {
 }
 
 // choose sorts the program's sockets.
-func (d *dumper) choose(program *stoppedProgram) (listeners []*socket, err error) {
+func (d *dumper) choose(program *stoppedProgram) (listeners, datagrams []*socket, err error) {
 	for _, s := range program.sockets {
 		where := fmt.Sprintf("descriptor %d of process %d, %s -> %s", s.Holders[0].FD, s.Holders[0].PID, s.Local, s.Peer)
-		if !strings.HasPrefix(s.Protocol, "tcp") && !strings.HasPrefix(s.Protocol, "mptcp") {
+		if !s.tcp() && !s.datagram() && !strings.HasPrefix(s.Protocol, "mptcp") {
 			d.result.Left = append(d.result.Left, refusal{s.Holders[0].PID, s.Holders[0].FD, s.Local, s.Peer, s.Protocol})
 			continue
 		}
 		if err := program.hindrance(s); err != nil && !(errors.Is(err, errOutside) && d.config.leaveRunning) {
-			return nil, fmt.Errorf("%s: %w", where, err)
+			return nil, nil, fmt.Errorf("%s: %w", where, err)
 		}
-		if s.state == soccr.StateListen {
+		switch {
+		case s.datagram():
+			datagrams = append(datagrams, s)
+			continue
+		case s.state == soccr.StateListen:
 			listeners = append(listeners, s)
 			continue
 		}
@@ -287,14 +308,14 @@ func (d *dumper) choose(program *stoppedProgram) (listeners []*socket, err error
 		if c.flow, err = flowOf(s.fd); err == nil {
 			d.flows = append(d.flows, c.flow)
 		} else if !errors.Is(err, unix.ENOTCONN) {
-			return nil, fmt.Errorf("%s: %w", where, err)
+			return nil, nil, fmt.Errorf("%s: %w", where, err)
 		}
 		d.connections = append(d.connections, c)
 	}
-	if len(d.connections)+len(listeners) == 0 {
-		return nil, fmt.Errorf("process %d (%s) has no TCP socket", d.pid, proc.Name(d.pid))
+	if len(d.connections)+len(listeners)+len(datagrams) == 0 {
+		return nil, nil, fmt.Errorf("process %d (%s) has no TCP or UDP socket", d.pid, proc.Name(d.pid))
 	}
-	return listeners, nil
+	return listeners, datagrams, nil
 }
 
 // lockAll keeps the network away.
@@ -391,7 +412,7 @@ func self() (*image.Keeper, error) {
 // print writes the summary for people.
 func (r *dumpResult) print(w io.Writer) error {
 	b := &lines{}
-	b.add("%d connections with %s in their queues, %d listeners, image of %s", r.Connections, size(r.Bytes), r.Listeners, size(r.Image))
+	b.add("%s with %s in the queues, image of %s", counts(r.Connections, r.Listeners, r.Datagrams), size(r.Bytes), size(r.Image))
 	b.add("  program stopped     %s", short(r.Frozen))
 	b.add("  connections locked  %s", short(r.Locked))
 	for _, left := range r.Left {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,8 +27,23 @@ const (
 
 // guarded has a guard do the work of this command.
 func guarded(work func(context.Context) error) error {
+	return begin(work, &syscall.SysProcAttr{Setsid: true}, nil) // ^C is not for it
+}
+
+// guardedStart is guarded for work that starts a program and hands it over: then has
+// it as its child. The guard stays in the session, so that the program can be in it.
+func guardedStart(work func(context.Context) error, then func(child int) error) error {
+	return begin(work, &syscall.SysProcAttr{Setpgid: true}, then)
+}
+
+func begin(work func(context.Context) error, attributes *syscall.SysProcAttr, then func(child int) error) error {
 	if os.Getenv(guardEnv) != "" {
 		return guard(work)
+	}
+	if then != nil { // the guard's children are ours when it has ended
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			return failed(os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err))
+		}
 	}
 	lifeline, own, err := os.Pipe()
 	if err != nil {
@@ -41,12 +57,12 @@ func guarded(work func(context.Context) error) error {
 	defer released.Close()
 	command := exec.Command("/proc/self/exe", os.Args[1:]...)
 	command.Args[0] = os.Args[0]
-	command.Env = append(os.Environ(), guardEnv+"=1")
+	command.Env = append(os.Environ(), guardEnv+"="+strconv.Itoa(unix.Getpgrp()))
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
 	command.ExtraFiles = []*os.File{lifeline, release}
-	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // ^C is not for it
+	command.SysProcAttr = attributes
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	catch(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	if err := command.Start(); err != nil {
 		return failed(err)
 	}
@@ -55,7 +71,9 @@ func guarded(work func(context.Context) error) error {
 		<-signals
 		_ = own.Close()
 	}()
-	if n, _ := released.Read(make([]byte, 1)); n > 0 {
+	message := make([]byte, 32)
+	n, _ := released.Read(message)
+	if n > 0 && then == nil {
 		return nil
 	}
 	err = command.Wait()
@@ -65,8 +83,33 @@ func guarded(work func(context.Context) error) error {
 	if err != nil {
 		return failed(err)
 	}
+	if child, err := strconv.Atoi(string(message[:n])); err == nil {
+		return then(child)
+	}
 	return nil
 }
+
+// catch is signal.Notify for those signals that are not ignored, as by nohup(1).
+func catch(c chan<- os.Signal, signals ...os.Signal) {
+	for _, s := range signals {
+		if !signal.Ignored(s) {
+			signal.Notify(c, s)
+		}
+	}
+}
+
+// handOver tells the program that was started which child is its own when the guard
+// has ended.
+func handOver(child int) error {
+	_, err := unix.Write(releaseFD, []byte(strconv.Itoa(child)))
+	if errors.Is(err, unix.EPIPE) { // it has ended already
+		err = nil
+	}
+	return err
+}
+
+// starter is the process group of the program that was started.
+var starter int
 
 // release lets the program that was started end, as if all were done, while the
 // guard goes on without terminal, pipes and directory.
@@ -98,8 +141,13 @@ func guard(work func(context.Context) error) error {
 	// Nothing that it starts is to have them.
 	unix.CloseOnExec(lifelineFD)
 	unix.CloseOnExec(releaseFD)
-	// What it says may reach nobody.
-	signal.Ignore(unix.SIGPIPE, unix.SIGINT, unix.SIGHUP)
+	starter, _ = strconv.Atoi(os.Getenv(guardEnv))
+	if err := os.Unsetenv(guardEnv); err != nil {
+		return failed(err)
+	}
+	// What it says may reach nobody. Caught and not ignored: what it starts would
+	// ignore them, too.
+	catch(make(chan os.Signal, 1), unix.SIGPIPE, unix.SIGINT, unix.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	go func() {
@@ -107,6 +155,10 @@ func guard(work func(context.Context) error) error {
 		stop()
 	}()
 	// It should not be the one to die when memory is short; that takes a capability.
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	setOOM("-1000")
 	return work(ctx)
 }
+
+// setOOM sets how likely the kernel kills this process when memory is short, as far
+// as it may.
+func setOOM(score string) { _ = os.WriteFile("/proc/self/oom_score_adj", []byte(score), 0) }

@@ -48,7 +48,7 @@ func TestListFamilies(t *testing.T) {
 		"mptcp6 CLOSE 1 false connection is Multipath TCP",
 		"netlink-raw  1 false not a TCP socket",
 		"tcp LISTEN 2 true ",
-		"udp CLOSE 1 false not a TCP socket",
+		"udp CLOSE 1 true ",
 		"unix-seqpacket CLOSE 1 false not a TCP socket",
 	}
 	if !slices.Equal(got, want) {

@@ -1,17 +1,16 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,8 +25,12 @@ import (
 
 // restoreConfig is what the command line says about restore.
 type restoreConfig struct {
-	dir         string
-	command     []string
+	dir     string
+	command []string
+	pid     int      // of the program that runs already, or 0
+	fds     []string // OLD=NEW
+	numbers map[int]int
+	stopFlags
 	detached    bool
 	tcpClose    bool
 	networkLock string
@@ -41,34 +44,55 @@ type restoreConfig struct {
 func restoreCommand(stdout, stderr *os.File) *cobra.Command {
 	var config restoreConfig
 	c := &cobra.Command{
-		Use:   "restore -D DIR|- -- PROGRAM ARGS...",
-		Short: "Bring saved connections and listeners back, in a program that inherits them",
+		Use:   "restore -D DIR|- {-- PROGRAM ARGS... | -t PID}",
+		Short: "Bring saved sockets back, in a program that inherits them, or in one that runs",
 		Long: `restore makes the sockets of an image again, in this network namespace, and starts a
 program that inherits them, as if it had never been another. Their addresses have to
 be on this host, or come with --take-address, which is announced to the neighbors
-(ARP, or neighbor advertisements) when the connections are locked here. Either all of them come back, or none, and the peers notice nothing
-in either case; the image can be restored again.
+(ARP, or neighbor advertisements) when the connections are locked here. Either all of
+them come back, or none, and the peers notice nothing in either case; the image can
+be restored again.
 
 The program finds each socket by the descriptor that it had where it was dumped (in
 the first process, where several had it), and in the way of systemd's socket
 activation: LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES name descriptors from 3 on,
-"listener.N" and "connection.N" with the N of old.
+"listener.N", "connection.N" and "datagram.N" with the N of old.
 
 restore waits for the program, hands signals on to it, and ends with its status,
 unless it is to be --restore-detached.
 
+With -t PID, a program that runs gets the sockets instead, in its own network
+namespace, under the descriptors that they had, or that --fd says. It is stopped for
+that. The numbers have to be free, or to stand for TCP sockets that are closed, such
+as those that dump --leave-closed leaves; these are replaced, also with the epoll
+instances that watch them. What the program does with new descriptors is its own
+matter; it is not told. 32-bit programs cannot be given any.
+
+If migrate is killed, be it by kill -9, a guard, a process of its own, either undoes
+what was done or goes through with it. An image that came by a pipe and could not be
+restored is kept in a file, and restore says where.
+
 Addresses, ports and devices may have other names here: --map-local 10.1.0.5=10.2.0.7,
 --map-remote 10.1.0.0/16=10.2.0.0/16, --map-local 10.1.0.5:80=10.1.0.5:8080. The peer
-cannot be told; something on the way has to translate.`,
+cannot be told; something on the way has to translate.
+
+Exit status: 0 all is restored, and with -- PROGRAM, the program's own; 1 nothing is
+restored; 2 the command line is wrong.`,
 		Example: `  migrate restore -D /var/tmp/image -- ./server --fd 7
-  migrate dump -t 1234 -D - --give-address 10.0.0.5/24@eth0 |
+  migrate restore -D /var/tmp/image -t 1234 --fd 7=12
+  migrate dump -t 1234 -D - --hold-address 10.0.0.5/24@eth0 |
     ssh HOST migrate restore -D - --take-address 10.0.0.5/24@eth0 -- server`,
 		RunE: func(c *cobra.Command, args []string) (err error) {
+			into := config.pid != 0
 			switch {
 			case config.dir == "":
 				return usageError(errors.New("where from? -D DIR, or -D - for standard input"))
-			case c.ArgsLenAtDash() != 0 || len(args) == 0:
-				return usageError(errors.New("which program is to have the sockets? -- PROGRAM ARGS"))
+			case into && len(args) > 0:
+				return usageError(errors.New("-t PID and -- PROGRAM contradict each other"))
+			case !into && (c.ArgsLenAtDash() != 0 || len(args) == 0):
+				return usageError(errors.New("which program is to have the sockets? -- PROGRAM ARGS, or -t PID"))
+			case !into && len(config.fds) > 0:
+				return usageError(errors.New("--fd is for -t PID; a program that inherits sockets finds them by LISTEN_FDNAMES"))
 			case config.networkLock != lockFlows && config.networkLock != lockNothing:
 				return usageError(fmt.Errorf("--network-lock %s? nftables or skip", config.networkLock))
 			}
@@ -78,20 +102,50 @@ cannot be told; something on the way has to translate.`,
 			if config.take, err = parsePlaces(config.takeAddress); err != nil {
 				return usageError(err)
 			}
+			if config.numbers, err = parseNumbers(config.fds); err != nil {
+				return usageError(err)
+			}
 			config.command = args
-			return restore(config, stdout, stderr)
+			work := func(ctx context.Context) error { return restore(ctx, config, stdout, stderr) }
+			if into {
+				return guarded(work)
+			}
+			return guardedStart(work, func(child int) error {
+				if config.detached {
+					return nil
+				}
+				return wait(child)
+			})
 		},
 	}
 	flags := c.Flags()
 	flags.SortFlags = false
 	imageFlag(c, &config.dir)
+	flags.IntVarP(&config.pid, "tree", "t", 0, "a process that runs, to have the sockets")
+	flags.StringArrayVar(&config.fds, "fd", nil, "OLD=NEW: another number for a descriptor, with -t")
 	flags.BoolVarP(&config.detached, "restore-detached", "d", false, "do not wait for the program")
 	flags.BoolVar(&config.tcpClose, "tcp-close", false, "bring connections back as closed: the program reads their end")
 	flags.StringVar(&config.networkLock, "network-lock", lockFlows, "how to lock: nftables, or skip (a firewall of yours does)")
 	flags.StringArrayVar(&config.takeAddress, "take-address", nil, "ADDRESS/BITS@DEVICE that this host takes, and announces to its neighbors")
 	config.mapFlags.add(c)
+	config.stopFlags.add(c)
 	flags.BoolVar(&config.asJSON, "json", false, "print the summary as one JSON object, on standard error")
 	return c
+}
+
+// parseNumbers reads descriptors and what they are to be.
+func parseNumbers(texts []string) (map[int]int, error) {
+	numbers := map[int]int{}
+	for _, text := range texts {
+		from, to, _ := strings.Cut(text, "=")
+		old, oldErr := strconv.ParseUint(from, 10, 31)
+		number, err := strconv.ParseUint(to, 10, 31)
+		if oldErr != nil || err != nil {
+			return nil, fmt.Errorf("--fd %s: want OLD=NEW", text)
+		}
+		numbers[int(old)] = int(number)
+	}
+	return numbers, nil
 }
 
 // A restored socket is one that was made again.
@@ -99,21 +153,36 @@ type restoredSocket struct {
 	*image.Socket
 	fd     int
 	paused *soccr.Socket // of a connection
-	number int           // which it has in the first process that had it
+	pid    int           // the first process that had it
+	number int           // its descriptor there
 }
 
 // A restoreResult is the summary.
 type restoreResult struct {
 	Connections int      `json:"connections"`
 	Listeners   int      `json:"listeners"`
+	Datagrams   int      `json:"datagram_sockets"`
+	Bytes       int64    `json:"bytes"`     // in the queues of connections
 	PID         int      `json:"pid"`       // of the program
 	Locked      int64    `json:"locked_us"` // until the connections went on
+	Frozen      int64    `json:"frozen_us"` // for how long a program was stopped that runs already
 	Warnings    []string `json:"warnings"`  // what is not as it was, such as options that this kernel lacks
+}
+
+// A home is the program that is to have the sockets.
+type home interface {
+	// settle gives them to the program, which does not run.
+	settle([]*restoredSocket) error
+	// start lets it run, and returns which process it is.
+	start() (pid int, err error)
+	// abandon leaves the program as it was, or without.
+	abandon() error
 }
 
 // A restorer restores an image.
 type restorer struct {
 	config restoreConfig
+	home   home
 	image  *image.Image
 	// original is the image as it was read, with the addresses of old.
 	original image.Image
@@ -121,24 +190,43 @@ type restorer struct {
 	tap      *soccr.Tap    // or nil
 	flows    []netlock.Flow
 	sockets  []*restoredSocket
+	progress *counter
 	result   restoreResult
 }
 
-func restore(config restoreConfig, stdout, stderr *os.File) error {
-	program, err := exec.LookPath(config.command[0])
-	if err != nil {
-		return failed(err)
-	}
-	r := &restorer{config: config}
+func restore(ctx context.Context, config restoreConfig, stdout, stderr *os.File) (err error) {
+	r := &restorer{config: config, progress: newCounter(stderr, "restored")}
 	r.result.Warnings = []string{}
+	var running *runningProgram
+	if config.pid != 0 {
+		if running, err = newRunningProgram(config); err != nil {
+			return failed(err)
+		}
+		defer running.close()
+		r.home = running
+	} else {
+		program, err := exec.LookPath(config.command[0])
+		if err != nil {
+			return failed(err)
+		}
+		r.home = &newProgram{config: config, program: program, stdout: stdout, stderr: stderr}
+	}
 	if r.image, err = loadImage(config.dir); err != nil {
 		return failed(err)
 	}
-	child, err := r.restore(program, stdout, stderr)
-	if err != nil {
-		return failed(errors.Join(err, r.close(), r.rescue()))
+	restore := func() error { return errors.Join(r.restore(ctx), r.close()) }
+	if running != nil {
+		err = running.inside(restore)
+		r.result.Frozen = running.frozen.Microseconds()
+	} else {
+		err = restore()
 	}
-	if err := r.close(); err != nil {
+	r.progress.done()
+	if err != nil {
+		err = errors.Join(err, r.rescue())
+		if ctx.Err() != nil {
+			return &failure{statusInterrupted, err}
+		}
 		return failed(err)
 	}
 	if config.asJSON {
@@ -146,10 +234,13 @@ func restore(config restoreConfig, stdout, stderr *os.File) error {
 	} else {
 		err = r.result.print(stderr)
 	}
-	if err != nil || config.detached {
-		return err
+	if running == nil {
+		err = errors.Join(err, handOver(r.result.PID))
 	}
-	return wait(child)
+	if err != nil {
+		return failed(err)
+	}
+	return nil
 }
 
 // rescue keeps an image that came by a pipe and could not be restored: nobody else
@@ -185,51 +276,57 @@ func (r *restorer) close() error {
 	return err
 }
 
-// restore makes the sockets and starts the program.
-func (r *restorer) restore(program string, stdout, stderr *os.File) (*os.Process, error) {
+// restore makes the sockets and gives them to the program.
+func (r *restorer) restore(ctx context.Context) error {
 	if err := r.mapAll(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := r.lockAll(); err != nil {
-		return nil, err
+		return err
 	}
 	locked := time.Now()
 	h, err := host.Current()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = h.Close() }() // what it has done stays
 	if err := take(h, r.config.take); err != nil {
-		return nil, err
+		return err
 	}
-	child, err := r.restoreLocked(program, stdout, stderr)
-	if err != nil {
-		return nil, errors.Join(err, give(h, r.config.take))
+	if err := r.restoreLocked(ctx); err != nil {
+		return errors.Join(err, give(h, r.config.take))
 	}
 	r.result.Locked = time.Since(locked).Microseconds()
-	return child, nil
+	return nil
 }
 
-// restoreLocked makes the sockets and starts the program, on a host that has their
-// addresses.
-func (r *restorer) restoreLocked(program string, stdout, stderr *os.File) (*os.Process, error) {
+// restoreLocked makes the sockets and gives them to the program, on a host that has
+// their addresses.
+func (r *restorer) restoreLocked(ctx context.Context) (err error) {
 	if err := r.preflight(); err != nil {
-		return nil, err
+		return err
 	}
 	for i := range r.image.Sockets {
 		if err := r.makeSocket(&r.image.Sockets[i]); err != nil {
-			return nil, err
+			return err
 		}
+		r.progress.count(i+1, len(r.image.Sockets))
 	}
-	child, start, err := r.prepare(program, stdout, stderr)
-	if err != nil {
-		return nil, err
+	if err := r.home.settle(r.sockets); err != nil {
+		return err
 	}
-	defer start.Close() // without an order the child ends
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.home.abandon())
+		}
+	}()
+	if ctx.Err() != nil {
+		return errors.New("interrupted; nothing is restored")
+	}
 	r.endKeeper()
 	if r.lock != nil {
 		if err := r.lock.Remove(r.flows...); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, s := range r.sockets {
@@ -237,12 +334,11 @@ func (r *restorer) restoreLocked(program string, stdout, stderr *os.File) (*os.P
 			continue
 		}
 		if err := s.paused.Resume(); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	r.result.PID = child.Pid
-	_, err = start.Write([]byte{1})
-	return child, err
+	r.result.PID, err = r.home.start()
+	return err
 }
 
 // mapAll gives the sockets their addresses of here.
@@ -256,6 +352,8 @@ func (r *restorer) mapAll() (err error) {
 			s.Connection, err = r.config.mapping.Apply(s.Connection)
 		case image.Listener:
 			s.Listener, err = r.config.mapping.ApplyListener(s.Listener)
+		case image.Datagram:
+			s.Datagram, err = r.config.mapping.ApplyDatagram(s.Datagram)
 		}
 		if err != nil {
 			return err
@@ -270,7 +368,7 @@ func (r *restorer) mapAll() (err error) {
 // lockAll locks the connections before they are there.
 func (r *restorer) lockAll() (err error) {
 	if r.config.networkLock == lockFlows {
-		if r.lock, err = netlock.New(); err != nil {
+		if r.lock, err = netlock.New(netlock.WithTimeout(r.config.lockTimeout)); err != nil {
 			return err
 		}
 		if r.tap, err = soccr.OpenTap(); err != nil && !errors.Is(err, soccr.ErrNoPermission) {
@@ -359,181 +457,69 @@ func (r *restorer) options() []soccr.Option {
 
 // makeSocket makes a socket again, and leaves it paused.
 func (r *restorer) makeSocket(s *image.Socket) error {
-	made := &restoredSocket{Socket: s, number: r.number(s)}
+	first := r.first(s)
+	made := &restoredSocket{Socket: s, pid: first.PID, number: first.FD}
 	var err error
-	if s.Kind == image.Listener {
-		if made.fd, err = soccr.NewListenerSocket(s.Listener); err != nil {
-			return err
-		}
-		r.sockets = append(r.sockets, made)
-		r.result.Listeners++
-		return soccr.StartListener(made.fd, s.Listener, r.options()...)
+	switch s.Kind {
+	case image.Listener:
+		made.fd, err = soccr.NewListenerSocket(s.Listener)
+	case image.Datagram:
+		made.fd, err = soccr.NewDatagramSocket(s.Datagram)
+	default:
+		made.fd, err = soccr.NewSocket(s.Connection)
 	}
-	if made.fd, err = soccr.NewSocket(s.Connection); err != nil {
+	if err != nil {
 		return err
 	}
 	r.sockets = append(r.sockets, made)
+	switch s.Kind {
+	case image.Listener:
+		r.result.Listeners++
+		return soccr.StartListener(made.fd, s.Listener, r.options()...)
+	case image.Datagram:
+		r.result.Datagrams++
+		return soccr.StartDatagram(made.fd, s.Datagram, r.options()...)
+	}
 	r.result.Connections++
+	r.result.Bytes += int64(len(s.Connection.RecvQueue) + len(s.Connection.SendQueue))
 	if made.paused, err = soccr.Pause(made.fd); err != nil {
 		return err
 	}
 	return made.paused.Restore(s.Connection, r.options()...)
 }
 
-// number is the descriptor of a socket in the first process that had it.
-func (r *restorer) number(s *image.Socket) int {
+// first is a socket's descriptor in the first process that had it.
+func (r *restorer) first(s *image.Socket) image.Holder {
 	for _, p := range r.image.Processes {
 		for _, h := range s.Holders {
 			if h.PID == p.PID {
-				return h.FD
+				return h
 			}
 		}
 	}
-	return s.Holders[0].FD
-}
-
-// inheritRole, as the first argument, makes the program the one that waits until it
-// may become another one, which inherits the sockets.
-const inheritRole = "restore-child"
-
-// prepare starts the child that is to become the program. It does so on the order.
-func (r *restorer) prepare(program string, stdout, stderr *os.File) (_ *os.Process, start *os.File, err error) {
-	plan, err := r.arrange()
-	if err != nil {
-		return nil, nil, err
-	}
-	wait, start, err := os.Pipe()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer wait.Close()
-	stdin := os.Stdin
-	if r.config.dir == pipeDir { // which has held the image
-		if stdin, err = os.Open(os.DevNull); err != nil {
-			return nil, nil, errors.Join(err, start.Close())
-		}
-		defer stdin.Close()
-	}
-	// Package os would make the sockets block.
-	files := []uintptr{stdin.Fd(), stdout.Fd(), stderr.Fd()}
-	for _, s := range plan.fds[len(files):] {
-		if s == nil {
-			files = append(files, ^uintptr(0)) // closed
-		} else {
-			files = append(files, uintptr(s.fd))
-		}
-	}
-	order := len(files)
-	pid, err := syscall.ForkExec("/proc/self/exe",
-		append([]string{os.Args[0], inheritRole, strconv.Itoa(order), program}, r.config.command...),
-		&syscall.ProcAttr{
-			Env:   append(os.Environ(), "LISTEN_FDS="+strconv.Itoa(len(plan.names)), "LISTEN_FDNAMES="+strings.Join(plan.names, ":")),
-			Files: append(files, wait.Fd()),
-		})
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("start a child: %w", err), start.Close())
-	}
-	child, err := os.FindProcess(pid)
-	return child, start, err
-}
-
-// inherit is the child: it waits for the order, and becomes the program.
-func inherit(args []string) error {
-	order, err := strconv.Atoi(args[0])
-	if err != nil {
-		return err
-	}
-	b := make([]byte, 1)
-	if n, err := unix.Read(order, b); n != 1 {
-		return fmt.Errorf("no order: %w", err)
-	}
-	if err := unix.Close(order); err != nil {
-		return err
-	}
-	environment := append(os.Environ(), "LISTEN_PID="+strconv.Itoa(os.Getpid()))
-	return fmt.Errorf("start %s: %w", args[1], unix.Exec(args[1], args[2:], environment))
-}
-
-// An arrangement is which socket gets which descriptor.
-type arrangement struct {
-	fds   []*restoredSocket // by number
-	names []string          // of those from 3 on
-}
-
-// arrange gives each socket the number it had, and all of them numbers from 3 on,
-// without gaps, as systemd does: sockets that have one there have their turn, and
-// the others have second descriptors in between.
-func (r *restorer) arrange() (arrangement, error) {
-	const first = 3
-	var a arrangement
-	named := map[*restoredSocket]bool{}
-	put := func(fd int, s *restoredSocket) {
-		for len(a.fds) <= fd {
-			a.fds = append(a.fds, nil)
-		}
-		a.fds[fd] = s
-	}
-	put(first-1, nil)
-	var others []*restoredSocket
-	for _, s := range r.sockets {
-		taken := s.number < len(a.fds) && a.fds[s.number] != nil
-		if s.number < first || taken { // standard streams are this program's
-			others = append(others, s)
-			continue
-		}
-		put(s.number, s)
-	}
-	for _, s := range a.fds {
-		if s != nil && s.number >= first+len(r.sockets) {
-			others = append(others, s)
-		}
-	}
-	for fd := first; len(named) < len(r.sockets); fd++ {
-		if fd >= len(a.fds) || a.fds[fd] == nil {
-			i := slices.IndexFunc(others, func(s *restoredSocket) bool { return !named[s] })
-			if i < 0 {
-				return a, errors.New("descriptors cannot be arranged")
-			}
-			put(fd, others[i])
-		}
-		s := a.fds[fd]
-		named[s] = true
-		a.names = append(a.names, fmt.Sprintf("%s.%d", s.Kind, s.number))
-	}
-	return a, nil
-}
-
-// wait waits for the program, hands signals on to it, and ends as it does.
-func wait(child *os.Process) error {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
-	go func() {
-		for s := range signals {
-			if s != unix.SIGINT { // which a terminal sends to all
-				_ = child.Signal(s)
-			}
-		}
-	}()
-	end, err := child.Wait()
-	if err != nil {
-		return failed(err)
-	}
-	switch status := end.Sys().(syscall.WaitStatus); {
-	case status.Signaled():
-		return &failure{status: 128 + int(status.Signal())}
-	case status.ExitStatus() != 0:
-		return &failure{status: status.ExitStatus()}
-	}
-	return nil
+	return s.Holders[0]
 }
 
 // print writes the summary for people.
 func (r *restoreResult) print(w io.Writer) error {
 	b := &lines{}
-	b.add("%d connections and %d listeners restored in process %d, locked for %s", r.Connections, r.Listeners, r.PID, short(r.Locked))
+	b.add("%s with %s in the queues restored in process %d", counts(r.Connections, r.Listeners, r.Datagrams), size(r.Bytes), r.PID)
+	b.add("  connections locked  %s", short(r.Locked))
+	if r.Frozen > 0 {
+		b.add("  program stopped     %s", short(r.Frozen))
+	}
 	for _, warning := range r.Warnings {
 		b.add("  %s", warning)
 	}
 	_, err := w.Write(b.text)
 	return err
+}
+
+// counts says how many sockets there are of each kind.
+func counts(connections, listeners, datagrams int) string {
+	text := fmt.Sprintf("%d connections, %d listeners", connections, listeners)
+	if datagrams > 0 {
+		text += fmt.Sprintf(", %d UDP sockets", datagrams)
+	}
+	return text
 }

@@ -26,20 +26,20 @@ func TestArrange(t *testing.T) {
 		{"twice the same", []int{3, 3}, []int{0, 1}},
 		{"between", []int{0, 4, 9}, []int{0, 1, 2, -1, -1, -1, 2}},
 	} {
-		r := &restorer{}
+		var sockets []*restoredSocket
 		for _, n := range test.numbers {
-			r.sockets = append(r.sockets, &restoredSocket{Socket: &image.Socket{Kind: image.Connection}, number: n})
+			sockets = append(sockets, &restoredSocket{Socket: &image.Socket{Kind: image.Connection}, number: n})
 		}
-		a, err := r.arrange()
+		a, err := arrange(sockets)
 		if err != nil {
 			t.Errorf("%s: %v", test.name, err)
 			continue
 		}
 		var got []int
 		for _, s := range a.fds[3:] {
-			got = append(got, slices.Index(r.sockets, s))
+			got = append(got, slices.Index(sockets, s))
 		}
-		if !slices.Equal(got, test.fds) || len(a.names) < len(r.sockets) {
+		if !slices.Equal(got, test.fds) || len(a.names) < len(sockets) {
 			t.Errorf("%s: %v with names %v, want %v", test.name, got, a.names, test.fds)
 		}
 	}

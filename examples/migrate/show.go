@@ -69,13 +69,14 @@ type shownSocket struct {
 	image.Socket
 	Connection *soccr.Snapshot         `json:"connection,omitempty"`
 	Listener   *soccr.ListenerSnapshot `json:"listener,omitempty"`
+	Datagram   *soccr.DatagramSnapshot `json:"datagram,omitempty"`
 }
 
 // shown is an image as --json shows it.
 func shown(i *image.Image) any {
 	sockets := []shownSocket{}
 	for _, s := range i.Sockets {
-		sockets = append(sockets, shownSocket{s, s.Connection, s.Listener})
+		sockets = append(sockets, shownSocket{s, s.Connection, s.Listener, s.Datagram})
 	}
 	return struct {
 		Processes []image.Process `json:"processes"`
@@ -91,9 +92,12 @@ func show(w io.Writer, i *image.Image, hexdump bool) error {
 	}
 	for _, s := range i.Sockets {
 		b.add("")
-		if s.Kind == image.Listener {
+		switch s.Kind {
+		case image.Listener:
 			b.listener(s.Listener)
-		} else {
+		case image.Datagram:
+			b.datagram(s.Datagram, hexdump)
+		default:
 			b.connection(s.Connection, hexdump)
 		}
 		for _, h := range s.Holders {
@@ -143,6 +147,22 @@ func (b *lines) listener(l *soccr.ListenerSnapshot) {
 	}
 	b.add("LISTEN  %v, backlog %d%s", l.Local, l.Backlog, kind)
 	b.options(&l.Options)
+}
+
+func (b *lines) datagram(d *soccr.DatagramSnapshot, hexdump bool) {
+	protocol, peer := "UDP", ""
+	if d.Lite {
+		protocol = "UDP-Lite"
+	}
+	if d.Remote.IsValid() {
+		peer = fmt.Sprintf(" -> %v", d.Remote)
+	}
+	b.add("%s  %v%s", protocol, d.Local, peer)
+	b.add("  received       %d datagrams not read yet", len(d.RecvQueue))
+	for _, one := range d.RecvQueue {
+		b.queue(one.Data, hexdump)
+	}
+	b.options(&d.Options)
 }
 
 func (b *lines) options(o *soccr.Options) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +48,9 @@ type holder struct {
 
 // tcp reports whether it is a TCP socket, and not one of Multipath TCP.
 func (s *socket) tcp() bool { return s.Protocol == "tcp" || s.Protocol == "tcp6" }
+
+// datagram reports whether it is a UDP or UDP-Lite socket.
+func (s *socket) datagram() bool { return strings.HasPrefix(s.Protocol, "udp") }
 
 // A collection is what some processes have open together.
 type collection struct {
@@ -148,7 +152,9 @@ func (s *socket) look() error {
 	if slices.Contains([]int{unix.AF_INET, unix.AF_INET6, unix.AF_UNIX, unix.AF_VSOCK}, domain) {
 		s.State = s.state.String()
 	}
-	s.refuse(soccr.Movable(s.fd))
+	if s.Dump = s.datagram(); !s.Dump {
+		s.refuse(soccr.Movable(s.fd))
+	}
 	return nil
 }
 

@@ -20,12 +20,12 @@ import (
 
 // swapConfig is what the command line says about swap.
 type swapConfig struct {
-	pid                int
-	every              time.Duration
-	count              int
-	newSocket          bool
-	limit, lockTimeout time.Duration
-	asJSON             bool
+	pid       int
+	every     time.Duration
+	count     int
+	newSocket bool
+	stopFlags
+	asJSON bool
 }
 
 func swapCommand(stdout, stderr *os.File) *cobra.Command {
@@ -88,15 +88,21 @@ be done; 130 interrupted.`,
 	flags.DurationVar(&config.every, "every", 0, "swap again and again, with this much time in between")
 	flags.BoolVar(&config.newSocket, "new-socket", false, "put the connections into new sockets, behind the same descriptors")
 	flags.IntVar(&config.count, "count", 0, "how many times; 0 is until it is interrupted, or once without --every")
-	timeoutFlags(c, &config.limit, &config.lockTimeout)
+	config.stopFlags.add(c)
 	flags.BoolVar(&config.asJSON, "json", false, "print the summary as one JSON object")
 	return c
 }
 
-// timeoutFlags are those of all commands that stop programs.
-func timeoutFlags(c *cobra.Command, limit, lock *time.Duration) {
-	c.Flags().DurationVar(limit, "timeout", 10*time.Second, "how long to wait for the program to stop")
-	c.Flags().DurationVar(lock, "lock-timeout", netlock.DefaultTimeout, "how long connections stay locked if nobody is left to unlock them")
+// stopFlags are those of all commands that stop programs.
+type stopFlags struct {
+	limit, lockTimeout time.Duration
+	cgroup             string
+}
+
+func (s *stopFlags) add(c *cobra.Command) {
+	c.Flags().DurationVar(&s.limit, "timeout", 10*time.Second, "how long to wait for the program to stop")
+	c.Flags().StringVar(&s.cgroup, "freeze-cgroup", "", "the directory of a cgroup (v2) that the program is in, to be frozen first: it stops at once, and all others in there")
+	c.Flags().DurationVar(&s.lockTimeout, "lock-timeout", netlock.DefaultTimeout, "how long connections stay locked if nobody is left to unlock them")
 }
 
 // A swapResult is the summary.
@@ -133,7 +139,7 @@ type swapper struct {
 }
 
 func swap(ctx context.Context, config swapConfig, stdout, stderr *os.File) error {
-	w, err := newWorker(config.pid, config.limit, config.lockTimeout, lockFlows)
+	w, err := newWorker(config.pid, config.stopFlags, lockFlows)
 	if err != nil {
 		return failed(err)
 	}

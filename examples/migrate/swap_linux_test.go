@@ -171,6 +171,10 @@ func testSwap(t *testing.T, e *echo, clients int, flags []string) {
 	}
 	time.Sleep(50 * time.Millisecond)
 	before := inodes(t, e.pid)
+	for len(before) < 1+clients { // it has not accepted all of them yet
+		time.Sleep(time.Millisecond)
+		before = inodes(t, e.pid)
+	}
 	r := swapped(t, e.pid, 0, append([]string{"--every", "50ms", "--count", fmt.Sprint(rounds)}, flags...)...)
 	if r.Rounds != rounds || r.Swapped+r.Waited != rounds*clients || r.Swapped < rounds || len(r.Frozen) != rounds || len(r.Locked) != rounds {
 		t.Errorf("%+v", r)

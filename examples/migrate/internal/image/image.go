@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	"github.com/gosoccr/gosoccr/soccr"
 )
@@ -58,13 +59,14 @@ type Process struct {
 	Name string `json:"name"`
 }
 
-// A Socket is one that was dumped: a connection, or a listener.
+// A Socket is one that was dumped. Of its contents, the one of its kind is there.
 type Socket struct {
 	Kind    Kind     `json:"kind"`
 	Holders []Holder `json:"holders"`
 
 	Connection *soccr.Snapshot         `json:"-"`
 	Listener   *soccr.ListenerSnapshot `json:"-"`
+	Datagram   *soccr.DatagramSnapshot `json:"-"`
 }
 
 // A Kind tells how a socket is encoded.
@@ -74,6 +76,7 @@ type Kind string
 const (
 	Connection Kind = "connection" // a soccr.Snapshot
 	Listener   Kind = "listener"   // a soccr.ListenerSnapshot
+	Datagram   Kind = "datagram"   // a soccr.DatagramSnapshot
 )
 
 // A Holder is a descriptor that stood for a socket.
@@ -110,6 +113,11 @@ func (s *Socket) content() (codec, error) {
 			s.Listener = new(soccr.ListenerSnapshot)
 		}
 		return s.Listener, nil
+	case Datagram:
+		if s.Datagram == nil {
+			s.Datagram = new(soccr.DatagramSnapshot)
+		}
+		return s.Datagram, nil
 	default:
 		return nil, fmt.Errorf("%w: a socket of kind %q", ErrInvalid, s.Kind)
 	}
@@ -144,7 +152,7 @@ func (i *Image) validateList() error {
 	held := map[[2]int]bool{}
 	for n := range i.Sockets {
 		s := &i.Sockets[n]
-		if s.Kind != Connection && s.Kind != Listener {
+		if !slices.Contains([]Kind{Connection, Listener, Datagram}, s.Kind) {
 			return fmt.Errorf("%w: a socket of kind %q", ErrInvalid, s.Kind)
 		}
 		if len(s.Holders) == 0 {

@@ -30,6 +30,9 @@ func example() *Image {
 				Remote: netip.MustParseAddrPort("10.0.0.2:1234"), RecvSeq: 1, SendSeq: 2, MSS: 1460, RecvQueue: []byte("hello"),
 				Window: soccr.Window{SndWl1: 1, RcvWup: 1, SndWnd: 100, MaxWindow: 100, RcvWnd: 100, RcvSsthresh: 100, Clamp: 100},
 			}},
+			{Kind: Datagram, Holders: []Holder{{PID: 9, FD: 9}}, Datagram: &soccr.DatagramSnapshot{
+				Local: netip.MustParseAddrPort("10.0.0.1:53"),
+			}},
 		},
 		Keeper: &Keeper{Boot: "x", PID: 3, Start: 4},
 	}

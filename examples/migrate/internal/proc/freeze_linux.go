@@ -23,6 +23,10 @@ var (
 // A Freezer stops programs. To the kernel the tracer is a thread, which the Freezer
 // has for itself. Its methods must not be called concurrently.
 type Freezer struct {
+	// Cgroup, if it is not empty, is the directory of a cgroup (v2) whose freezer stops
+	// the programs first: all at once, and with them the others that are in it.
+	Cgroup string
+
 	calls chan func()
 	waits waits
 }
@@ -55,6 +59,7 @@ type Frozen struct {
 	PIDs []int // its processes, parents first
 
 	freezer *Freezer
+	cgroup  *cgroup // or nil
 	threads map[int]*thread
 	at      time.Time
 }
@@ -84,7 +89,15 @@ func (f *Freezer) Freeze(root int, limit time.Duration) (*Frozen, error) {
 	}
 	z := &Frozen{freezer: f, threads: map[int]*thread{}}
 	err := f.do(func() error {
-		err := z.freeze(root, time.Now().Add(limit))
+		deadline := time.Now().Add(limit)
+		err := z.freezeCgroup(root, deadline)
+		if err == nil {
+			err = z.freeze(root, deadline)
+		}
+		if err == nil {
+			// Being traced they stay where they are, and frozen they could make no calls.
+			err = z.cgroup.set(false)
+		}
 		if err != nil {
 			err = errors.Join(err, z.thaw())
 		}
@@ -212,7 +225,7 @@ func (t *thread) look() (ended bool, err error) {
 func (z *Frozen) Thaw() error { return z.freezer.do(z.thaw) }
 
 func (z *Frozen) thaw() error {
-	var failure error
+	failure := z.cgroup.restore() // before they run
 	known := make(map[int]bool, len(z.threads))
 	letGo := func(t *thread) {
 		known[t.tid] = true
