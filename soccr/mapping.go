@@ -85,7 +85,7 @@ func (m *Mapping) Apply(s *Snapshot) (*Snapshot, error) {
 		return nil, err
 	}
 	mapped := *s
-	mapped.Local, mapped.Remote = m.end(m.Local, s.Local), m.end(m.Remote, s.Remote)
+	mapped.Local, mapped.Remote = m.Ends(s.Local, s.Remote)
 	if err := m.rest(&mapped.Options, &mapped.MD5Keys); err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func (m *Mapping) ApplyDatagram(d *DatagramSnapshot) (*DatagramSnapshot, error) 
 		return nil, err
 	}
 	mapped := *d
-	mapped.Local, mapped.Remote = m.end(m.Local, d.Local), m.end(m.Remote, d.Remote)
+	mapped.Local, mapped.Remote = m.Ends(d.Local, d.Remote)
 	if err := m.rest(&mapped.Options, new([]MD5Key)); err != nil {
 		return nil, err
 	}
@@ -143,6 +143,13 @@ func (m *Mapping) ApplyDatagram(d *DatagramSnapshot) (*DatagramSnapshot, error) 
 		q.To = m.end(m.Local, netip.AddrPortFrom(q.To, d.Local.Port())).Addr()
 	}
 	return &mapped, mapped.Validate()
+}
+
+// Ends gives the two ends of a connection as they are where it is restored, without
+// looking at what they are ends of: for sockets that are in no snapshot. An end that
+// is not there, the zero AddrPort, stays so. The mapping has to be valid.
+func (m *Mapping) Ends(local, remote netip.AddrPort) (mappedLocal, mappedRemote netip.AddrPort) {
+	return m.end(m.Local, local), m.end(m.Remote, remote)
 }
 
 // end maps an address and port, and its zone.

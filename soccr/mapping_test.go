@@ -50,6 +50,11 @@ func TestMappingOfAddresses(t *testing.T) {
 	if got := m.end(m.Local, netip.AddrPort{}); got.IsValid() {
 		t.Errorf("no address became %v", got)
 	}
+	m.Remote = []AddrRule{{FromPort: 1000, ToPort: 3000}}
+	local, remote := netip.MustParseAddrPort("203.0.113.1:1000"), netip.MustParseAddrPort("203.0.113.2:1000")
+	if l, r := m.Ends(local, remote); l.Port() != 2000 || r.Port() != 3000 || l.Addr() != local.Addr() || r.Addr() != remote.Addr() {
+		t.Errorf("the ends became %v and %v", l, r)
+	}
 }
 
 func TestMappingIsInvalid(t *testing.T) {

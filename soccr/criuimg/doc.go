@@ -20,6 +20,9 @@
 //	}
 //	err = image.Write("/var/lib/dump")
 //
+// [Image.Map] gives all sockets over IP other addresses, ports and devices, UDP's
+// and those in states of no interest here too.
+//
 // # Entries
 //
 // Who has a container of his own has go-criu's messages: a [Socket] is the entry

@@ -154,23 +154,35 @@ func unmarshal(b []byte, m proto.Message) error {
 
 // number finds an integer field in a message without decoding the rest.
 func number(message []byte, field protowire.Number) (v uint64, ok bool) {
+	value, ok := find(message, field, protowire.VarintType)
+	v, _ = protowire.ConsumeVarint(value)
+	return v, ok
+}
+
+// part finds a message or text in a message, which is nil if it is not there.
+func part(message []byte, field protowire.Number) []byte {
+	value, _ := find(message, field, protowire.BytesType)
+	b, _ := protowire.ConsumeBytes(value)
+	return b
+}
+
+// find finds the value of a field, the last one if there are several.
+func find(message []byte, field protowire.Number, kind protowire.Type) (value []byte, ok bool) {
 	for len(message) > 0 {
-		n, kind, size := protowire.ConsumeTag(message)
+		n, k, size := protowire.ConsumeTag(message)
 		if size < 0 {
-			return 0, false
+			return nil, false
 		}
 		message = message[size:]
-		if n == field && kind == protowire.VarintType {
-			if v, size = protowire.ConsumeVarint(message); size < 0 {
-				return 0, false
-			}
-			ok = true // the last one counts
-		} else if size = protowire.ConsumeFieldValue(n, kind, message); size < 0 {
-			return 0, false
+		if size = protowire.ConsumeFieldValue(n, k, message); size < 0 {
+			return nil, false
+		}
+		if n == field && k == kind {
+			value, ok = message[:size], true
 		}
 		message = message[size:]
 	}
-	return v, ok
+	return value, ok
 }
 
 // An encoder writes an image into memory.

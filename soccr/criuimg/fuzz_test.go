@@ -123,6 +123,12 @@ func tryRead(t *testing.T, images map[string][]byte) {
 		t.Fatal(err)
 	}
 	compareImages(t, os.DirFS(first), os.DirFS(second))
+	to, back := there()
+	if n, err := im.Map(to); err == nil && n > 0 {
+		if _, err := im.Map(back); err != nil {
+			t.Errorf("what was mapped cannot be mapped back: %v", err)
+		}
+	}
 }
 
 // FuzzSocket makes snapshots of entries, whatever is in them.

@@ -16,12 +16,16 @@ type Image struct {
 	Sockets []*Socket
 	// Tables are the tables of file descriptors, by rising number.
 	Tables []*Table
+	// Names are the names of processes (comm), by their number, as far as core-*.img
+	// tell. Write does not change them.
+	Names map[uint32]string
 	// Inventory is the entry of inventory.img, nil if there is none.
 	Inventory *inventory.InventoryEntry
 
 	// files are the entries of files.img, inetsks those of inetsk.img, which older
 	// CRIUs wrote instead; nil where there is no such image.
 	files, inetsks []record
+	bigEndian      bool // as in Socket
 }
 
 // A record is an entry of files.img or inetsk.img.

@@ -18,7 +18,8 @@ import (
 
 // Read reads the images of a directory: files.img or inetsk.img, and as far as
 // they are there tcp-stream-*.img, fdinfo-*.img, ids-*.img and inventory.img. Of
-// core-*.img it reads which machine the dump is of. It looks at no other image.
+// core-*.img it reads which machine the dump is of and what the process is called. It
+// looks at no other image.
 //
 // Images are untrusted: what is malformed is an ErrInvalidImage, inside an
 // *fs.PathError that names the image, and memory is taken as bytes arrive.
@@ -81,8 +82,7 @@ type imageReader struct {
 	dir   fs.FS
 	image Image
 	// users are the processes that use a table of file descriptors, by its number.
-	users     map[uint32][]uint32
-	bigEndian bool
+	users map[uint32][]uint32
 }
 
 // open reads an image of the directory.
@@ -194,18 +194,29 @@ func (r *imageReader) ids(pid uint32, d *decoder) error {
 	return nil
 }
 
-func (r *imageReader) core(_ uint32, d *decoder) error {
+func (r *imageReader) core(pid uint32, d *decoder) error {
 	message, err := d.entry()
 	if err != nil {
 		return ended(err)
 	}
 	if machine, ok := number(message, coreMachine); ok && criucore.CoreEntryMarch(machine) == criucore.CoreEntry_S390 {
-		r.bigEndian = true
+		r.image.bigEndian = true
+	}
+	if name := part(part(message, coreTask), taskName); 0 < len(name) && len(name) <= maxName {
+		if r.image.Names == nil {
+			r.image.Names = map[uint32]string{}
+		}
+		r.image.Names[pid] = string(name)
 	}
 	return nil
 }
 
-const coreMachine = 1 // the field core_entry.mtype
+const (
+	coreMachine = 1  // the field core_entry.mtype
+	coreTask    = 3  // core_entry.tc
+	taskName    = 6  // task_core_entry.comm
+	maxName     = 15 // TASK_COMM_LEN less the final zero
+)
 
 // finish reads the sockets' streams and connects what belongs together.
 func (r *imageReader) finish() (*Image, error) {
@@ -215,7 +226,7 @@ func (r *imageReader) finish() (*Image, error) {
 	}
 	for _, rec := range slices.Concat(im.files, im.inetsks) {
 		if rec.socket != nil {
-			rec.socket.BigEndian = r.bigEndian
+			rec.socket.BigEndian = im.bigEndian
 			im.Sockets = append(im.Sockets, rec.socket)
 		}
 	}

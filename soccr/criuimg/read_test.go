@@ -96,6 +96,22 @@ func TestMachine(t *testing.T) {
 	}
 }
 
+// They tell the names of processes, too.
+func TestNames(t *testing.T) {
+	dir := copyOf(t, criuImages(t))
+	for pid, name := range map[string]string{"815": "server", "816": strings.Repeat("x", 16), "817": ""} {
+		task := protowire.AppendBytes(protowire.AppendTag(nil, 6, protowire.BytesType), []byte(name))
+		core := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 1)
+		core = protowire.AppendBytes(protowire.AppendTag(core, 3, protowire.BytesType), task)
+		file := image(t, "CORE")
+		file.Data = appendEntry(file.Data, core)
+		dir["core-"+pid+".img"] = file
+	}
+	if d := cmp.Diff(map[uint32]string{815: "server"}, read(t, dir).Names); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
 // Sockets can be removed and appended.
 func TestRemoveAndAppend(t *testing.T) {
 	for name, dir := range map[string]fs.FS{"files.img": criuImages(t), "inetsk.img": oldImages(t)} {
