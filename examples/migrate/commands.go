@@ -7,8 +7,12 @@ import (
 )
 
 // imageCommands are those that work on images, on any system.
-func imageCommands(stdout, _ *os.File) []*cobra.Command {
+func imageCommands(stdout, stderr *os.File) []*cobra.Command {
 	return []*cobra.Command{
 		showCommand(stdout),
+		lintCommand(stdout),
+		rewriteCommand(stdout, stderr),
+		exportCommand(stdout),
+		importCommand(stdout, stderr),
 	}
 }

@@ -14,11 +14,11 @@ import (
 // mapFlags are the flags that say which addresses, ports and devices are others.
 type mapFlags struct{ local, remote, devices []string }
 
-func (m *mapFlags) add(c *cobra.Command) {
+func (f *mapFlags) add(c *cobra.Command) {
 	flags := c.Flags()
-	flags.StringArrayVar(&m.local, "map-local", nil, "OLD=NEW: another address, network or port of this end")
-	flags.StringArrayVar(&m.remote, "map-remote", nil, "OLD=NEW: another address, network or port of the peer")
-	flags.StringArrayVar(&m.devices, "map-device", nil, "OLD=NEW: another name of a device")
+	flags.StringArrayVar(&f.local, "map-local", nil, "OLD=NEW: another address, network or port of this end")
+	flags.StringArrayVar(&f.remote, "map-remote", nil, "OLD=NEW: another address, network or port of the peer")
+	flags.StringArrayVar(&f.devices, "map-device", nil, "OLD=NEW: another name of a device")
 }
 
 func (f *mapFlags) parse() (m soccr.Mapping, err error) {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -27,7 +29,13 @@ func loadImage(dir string) (*image.Image, error) {
 	if dir == pipeDir {
 		return image.ReadStream(os.Stdin)
 	}
-	return image.Load(dir)
+	i, err := image.Load(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if kind, _ := formatOf(dir); kind == criu {
+			return nil, fmt.Errorf("%s has images of CRIU's: migrate import makes an image of them", dir)
+		}
+	}
+	return i, err
 }
 
 func showCommand(stdout *os.File) *cobra.Command {
@@ -35,25 +43,34 @@ func showCommand(stdout *os.File) *cobra.Command {
 	var asJSON, hexdump bool
 	c := &cobra.Command{
 		Use:   "show -D DIR|-",
-		Short: "Show what is in an image",
+		Short: "Show what is in an image, ours or CRIU's",
 		Long: `show decodes an image for people: which descriptors of which processes stand for
-which sockets, and what the connections are like. --hexdump shows what is in their
-queues, which is as secret as the connections. --json shows everything.`,
+which sockets, and what the connections are like. It reads the directories of CRIU's
+dumps as well; of these, what an image of ours has no place for is shown too, and a
+socket that cannot be restored with the reason. --hexdump shows what is in the
+queues, which is as secret as the connections. --json shows everything.
+
+Exit status: 0 it was shown; 1 it cannot be read; 2 the command line is wrong; 3 of
+some sockets it can only be said why they cannot be restored.`,
 		Example: `  migrate show -D /var/tmp/image --hexdump
+  migrate show -D /var/lib/criu-dump
   migrate dump -t 1234 -D - --leave-running | migrate show -D - --json | jq`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if dir == "" {
 				return usageError(errors.New("where from? -D DIR, or -D - for standard input"))
 			}
-			i, err := loadImage(dir)
+			set, err := openSet(dir)
 			if err == nil && asJSON {
-				err = printJSON(stdout, shown(i))
+				err = printJSON(stdout, shown(set))
 			} else if err == nil {
-				err = show(stdout, i, hexdump)
+				err = show(stdout, set, hexdump)
 			}
 			if err != nil {
 				return failed(err)
+			}
+			if slices.ContainsFunc(set.sockets, func(s setSocket) bool { return s.err != nil }) {
+				return &failure{status: statusPartly}
 			}
 			return nil
 		},
@@ -70,35 +87,52 @@ type shownSocket struct {
 	Connection *soccr.Snapshot         `json:"connection,omitempty"`
 	Listener   *soccr.ListenerSnapshot `json:"listener,omitempty"`
 	Datagram   *soccr.DatagramSnapshot `json:"datagram,omitempty"`
+	Losses     []lost                  `json:"losses,omitempty"`
+	Error      string                  `json:"error,omitempty"`
 }
 
-// shown is an image as --json shows it.
-func shown(i *image.Image) any {
+// shown is a set as --json shows it.
+func shown(set *imageSet) any {
 	sockets := []shownSocket{}
-	for _, s := range i.Sockets {
-		sockets = append(sockets, shownSocket{s, s.Connection, s.Listener, s.Datagram})
+	for _, s := range set.sockets {
+		one := shownSocket{s.Socket, s.Connection, s.Listener, s.Datagram, lostOf("", s.losses), ""}
+		if s.err != nil {
+			one.Error = s.name + ": " + s.err.Error()
+		}
+		sockets = append(sockets, one)
 	}
 	return struct {
+		Format    format          `json:"format"`
 		Processes []image.Process `json:"processes"`
 		Sockets   []shownSocket   `json:"sockets"`
-	}{i.Processes, sockets}
+		Notes     []string        `json:"notes,omitempty"`
+	}{set.format, append([]image.Process{}, set.processes...), sockets, set.notes}
 }
 
-// show writes an image for people.
-func show(w io.Writer, i *image.Image, hexdump bool) error {
+// show writes a set for people.
+func show(w io.Writer, set *imageSet, hexdump bool) error {
 	b := &lines{}
-	for _, p := range i.Processes {
+	for _, p := range set.processes {
 		b.add("process %d (%s)", p.PID, printable(p.Name))
 	}
-	for _, s := range i.Sockets {
+	for _, note := range set.notes {
+		b.add("note: %s", printable(note))
+	}
+	for _, s := range set.sockets {
 		b.add("")
-		switch s.Kind {
-		case image.Listener:
+		switch {
+		case s.err != nil:
+			b.add("%s", printable(s.name))
+			b.add("  refused        %s", printable(s.err.Error()))
+		case s.Kind == image.Listener:
 			b.listener(s.Listener)
-		case image.Datagram:
+		case s.Kind == image.Datagram:
 			b.datagram(s.Datagram, hexdump)
 		default:
 			b.connection(s.Connection, hexdump)
+		}
+		for _, l := range lostOf("", s.losses) {
+			b.add("  only in CRIU's %v", l)
 		}
 		for _, h := range s.Holders {
 			after := ""
