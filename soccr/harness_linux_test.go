@@ -25,13 +25,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if mode := os.Getenv(httpServerEnv); mode != "" {
-		if err := serveHTTP(mode); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
 	flag.Parse()
 	// Most of the time these tests, unlike fuzzing, wait for the kernel's timers,
 	// not for a CPU.
