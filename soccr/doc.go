@@ -17,7 +17,8 @@
 // [Socket.Disconnect]. For the other way: [NewSocket], Pause, [Socket.Restore],
 // Resume. Who has a format of his own finds the finer steps as methods of
 // [Socket]: a queue, its sequence number, the window, what was negotiated, the
-// timestamp.
+// timestamp. docs/embedding.md of this module is a guide: the order of steps, who
+// owns what, namespaces and threads, rights, failures and the way back.
 //
 // # Listeners
 //
