@@ -217,21 +217,7 @@ func TestDumpLeaveClosed(t *testing.T) {
 		}
 	}
 	// The listener is still there, so only the connection can be restored.
-	i, err := image.ReadStream(bytes.NewReader(img))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for n := range i.Sockets {
-		if i.Sockets[n].Kind == image.Connection {
-			i.Sockets = i.Sockets[n : n+1]
-			break
-		}
-	}
-	var connection bytes.Buffer
-	if _, err := i.WriteTo(&connection); err != nil {
-		t.Fatal(err)
-	}
-	revive(t, connection.Bytes())
+	revive(t, only(t, img, image.Connection))
 	if err := exchange(first); err != nil {
 		t.Error(err)
 	}
@@ -400,8 +386,11 @@ func TestDumpKilled(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	e := startEcho(t, "threads", "127.0.0.1:0")
 	c := dialEcho(t, e)
-	pid, dumps := e.pid, 0
-	const kills = 8
+	began := time.Now()
+	img := dumped(t, e.pid)
+	took := time.Since(began)
+	pid, dumps := revive(t, img), 0
+	kills := 6 * effort()
 	for range kills {
 		dir := t.TempDir()
 		cmd := inside(program(t, "dump", "-t", fmt.Sprint(pid), "-D", dir, "--lock-timeout", "100ms"))
@@ -411,7 +400,7 @@ func TestDumpKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(random.IntN(50)) * time.Millisecond)
+		time.Sleep(time.Duration(random.Int64N(int64(took) * 3 / 2)))
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		_ = cmd.Wait()
 		img, err := os.ReadFile(filepath.Join(dir, image.Name))

@@ -52,6 +52,11 @@ var echoes = map[string]func() error{
 	"foreign": foreign,
 	"heir":    heir,
 	"stuffed": stuffed,
+
+	"vacant":    vacant,
+	"patient":   patient,
+	"datagrams": datagrams,
+	"filtered":  filtered,
 }
 
 // echoBuffer is how much they read at a time.
@@ -350,8 +355,16 @@ func heir() error {
 		}
 		go func() {
 			runtime.LockOSThread()
-			if kind == "connection" {
+			if err := unix.SetNonblock(fd, false); err != nil {
+				ended <- err
+				return
+			}
+			switch kind {
+			case "connection":
 				ended <- echoBlocking(fd)
+				return
+			case "datagram":
+				ended <- echoDatagrams(fd)
 				return
 			}
 			for {
@@ -415,6 +428,107 @@ func stuffed() error {
 		}
 		fmt.Println(written)
 	}
+}
+
+// vacancy is the descriptor under which programs get a connection from outside.
+const vacancy = 50
+
+// vacant waits until it has a connection under a certain number.
+func vacant() error {
+	if _, err := rawListen(0); err != nil {
+		return err
+	}
+	for {
+		if _, err := unix.Getpeername(vacancy); err == nil {
+			return echoBlocking(vacancy)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// patient waits for edges of a connection, and goes on waiting when that ends.
+func patient() error {
+	listener, err := rawListen(0)
+	if err != nil {
+		return err
+	}
+	fd, _, err := unix.Accept4(listener, unix.SOCK_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	ep, err := unix.EpollCreate1(0)
+	if err == nil {
+		err = unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET})
+	}
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread()
+	for events := make([]unix.EpollEvent, 1); ; {
+		if _, err := unix.EpollWait(ep, events, -1); err != nil {
+			return fmt.Errorf("epoll_wait: %w", err)
+		}
+		for b := make([]byte, echoBuffer); ; {
+			n, err := unix.Read(fd, b)
+			if n == 0 || errors.Is(err, unix.EAGAIN) {
+				break
+			}
+			if err == nil {
+				_, err = unix.Write(fd, b[:n])
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// datagrams has a UDP socket, and never reads from it.
+func datagrams() error {
+	c, err := net.ListenPacket("udp", os.Getenv("MIGRATE_LISTEN"))
+	if err != nil {
+		return err
+	}
+	fmt.Println(c.LocalAddr())
+	time.Sleep(time.Hour)
+	return c.Close()
+}
+
+func echoDatagrams(fd int) error {
+	b := make([]byte, echoBuffer)
+	for {
+		n, from, err := unix.Recvfrom(fd, b, 0)
+		if err == nil {
+			err = unix.Sendto(fd, b[:n], 0, from)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// filtered is threads with a filter that kills whoever makes a socket pair.
+func filtered() error {
+	const (
+		loadNumber = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+		ifEqual    = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+		answer     = unix.BPF_RET | unix.BPF_K
+	)
+	filter := []unix.SockFilter{
+		{Code: loadNumber, K: 0}, // seccomp_data.nr
+		{Code: ifEqual, Jf: 1, K: unix.SYS_SOCKETPAIR},
+		{Code: answer, K: unix.SECCOMP_RET_KILL_PROCESS},
+		{Code: answer, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC,
+		uintptr(unsafe.Pointer(&program))); errno != 0 {
+		return fmt.Errorf("seccomp: %w", errno)
+	}
+	return echoThreads()
 }
 
 // uring has an io_uring instance.

@@ -181,7 +181,7 @@ func (s *stoppedProgram) registrations(list []replacement) (changes []proc.Chang
 		if err := unix.Fstat(r.old, &stat); err != nil {
 			return nil, nil, err
 		}
-		watched[file{stat.Ino, uint64(stat.Dev)}] = r
+		watched[file{stat.Ino, stat.Dev}] = r
 	}
 	for _, pid := range s.pids {
 		all, err := proc.Registrations(pid)

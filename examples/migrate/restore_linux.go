@@ -202,7 +202,7 @@ func restore(ctx context.Context, config restoreConfig, stdout, stderr *os.File)
 		if running, err = newRunningProgram(config); err != nil {
 			return failed(err)
 		}
-		defer running.close()
+		defer func() { err = errors.Join(err, running.close()) }()
 		r.home = running
 	} else {
 		program, err := exec.LookPath(config.command[0])

@@ -241,9 +241,9 @@ func TestKilled(t *testing.T) {
 	e := startEcho(t, "threads", "127.0.0.1:0")
 	c := converse(t, e.addr)
 	var random = rand.New(rand.NewPCG(1, 2))
-	const kills = 10
-	for i := range kills {
-		cmd := inside(program(t, "swap", "-t", fmt.Sprint(e.pid), "--every", "2ms"))
+	for i := range 10 * effort() {
+		ways := []string{"--new-socket", "--new-socket=false"}
+		cmd := inside(program(t, "swap", "-t", fmt.Sprint(e.pid), "--every", "2ms", ways[i%len(ways)]))
 		var said bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &said, &said
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -378,6 +378,70 @@ func TestSwapRefuses(t *testing.T) {
 			if got != test.status || !strings.Contains(stdout+stderr, test.says) {
 				t.Errorf("status %d, want %d and %q: %s%s", got, test.status, test.says, stdout, stderr)
 			}
+			if test.name == "a traced process" { // by this test
+				return
+			}
+			if tracer := tracerOf(e.pid); tracer != "0" {
+				t.Errorf("process %s traces it", tracer)
+			}
+			if test.program == "threads" {
+				if err := exchange(conn); err != nil {
+					t.Error(err)
+				}
+			}
 		})
+	}
+}
+
+// A connection whose peer has acknowledged nothing since is not swapped again: its
+// timers would never come to their end.
+func TestSwapWaits(t *testing.T) {
+	hosttest.Need(t)
+	t.Parallel()
+	for _, way := range []string{"--new-socket=false", "--new-socket"} {
+		e := startEcho(t, "threads", "127.0.0.1:0")
+		c := dialEcho(t, e)
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		control := func(f func(fd int) error) {
+			t.Helper()
+			if failure := raw.Control(func(fd uintptr) { err = f(int(fd)) }); failure != nil || err != nil {
+				t.Fatal(failure, err)
+			}
+		}
+		nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}}
+		control(func(fd int) error { // the peer gets nothing, and acknowledges nothing
+			return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing[0]})
+		})
+		if _, err := c.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		unacknowledged := func() bool {
+			for _, s := range listed(t, e.pid).Sockets {
+				if s.State == "ESTABLISHED" && s.SendQueue == 5 {
+					return true
+				}
+			}
+			return false
+		}
+		for deadline := time.Now().Add(10 * time.Second); !unacknowledged(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("nothing waits to be acknowledged")
+			}
+		}
+		if r := swapped(t, e.pid, 0, "--every", "5ms", "--count", "5", way); r.Swapped != 1 || r.Waited != 4 {
+			t.Errorf("%s: %+v", way, r)
+		}
+		control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0) })
+		b := make([]byte, 5)
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.ReadFull(c, b); err != nil || string(b) != "hello" {
+			t.Errorf("%q, %v", b, err)
+		}
+		if r := swapped(t, e.pid, 0, way); r.Swapped != 1 {
+			t.Errorf("%s: %+v", way, r)
+		}
 	}
 }

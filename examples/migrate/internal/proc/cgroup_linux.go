@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// ErrNotInside: a process is not in the cgroup that is to stop it.
+// ErrNotInside is the error if a process is not in the cgroup that is to stop it.
 var ErrNotInside = errors.New("it is not in the cgroup that is to be frozen")
 
 // A cgroup is one whose freezer stops a program. No cgroup has nothing to do.

@@ -46,7 +46,19 @@ func busy() {
 }
 
 // traces is what a remote might leave of itself: memory, signal masks, descriptors.
-func traces(t *testing.T, pid int) string {
+// For a moment, Go's threads block signals, too.
+func traces(t *testing.T, pid int) (found string) {
+	t.Helper()
+	for range 500 {
+		if found = look(t, pid); !strings.Contains(found, "SigBlk") {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return found
+}
+
+func look(t *testing.T, pid int) string {
 	t.Helper()
 	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
@@ -127,7 +139,7 @@ func TestSetDescriptors(t *testing.T) {
 		if got := waitFor(t, lines, "read "); got != want+" <nil>" {
 			t.Errorf("read %s", got)
 		}
-		defer in.Close() // else the program reads its end
+		t.Cleanup(func() { in.Close() }) // not before: the program would read its end
 		out.Close()
 	}
 	if after := traces(t, pid); before != after {
@@ -273,5 +285,50 @@ func TestRegister(t *testing.T) {
 		if n != want || err != nil || n == 1 && (got[0].Fd != event.Fd || got[0].Pad != event.Pad || got[0].Events != unix.EPOLLIN) {
 			t.Errorf("%d events, want %d: %v, %v", n, want, got[:max(n, 0)], err)
 		}
+	}
+}
+
+// The numbers of registrations may be those of our own descriptors.
+func TestRegisterCollides(t *testing.T) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(epoll)
+	const first = 300
+	var changes []Change
+	for i := range 2 {
+		old, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		number := first + i
+		if err := unix.Dup3(old[0], number, unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, number, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _, _ = unix.Close(old[0]), unix.Close(old[1]), unix.Close(number) })
+		changes = append(changes, Change{Registration{Number: number, Events: unix.EPOLLIN, Data: uint64(i)}, epoll, old[0], first + 1 - i})
+	}
+	for i := range 2 { // what each is to watch has the number of the other one
+		fresh, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Dup3(fresh[0], changes[i].New, unix.O_CLOEXEC)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = unix.Close(fresh[0]), unix.Close(fresh[1]) })
+		if _, err := unix.Write(fresh[1], []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := Register(changes); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	if n, err := unix.EpollWait(epoll, make([]unix.EpollEvent, 3), 0); n != 2 || err != nil {
+		t.Errorf("%d events, %v", n, err)
 	}
 }

@@ -98,8 +98,21 @@ func register(changes []Change) (done int, err error) {
 	for _, c := range changes {
 		highest = max(highest, c.Number)
 	}
+	// First of all, what is needed gets out of the way of the numbers.
+	moved := map[int]int{}
 	for _, c := range changes {
-		if err := c.make(highest + 1); err != nil {
+		for _, fd := range []int{c.Epoll, c.Old, c.New} {
+			if _, ok := moved[fd]; ok {
+				continue
+			}
+			if moved[fd], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, highest+1); err != nil {
+				return 0, os.NewSyscallError("fcntl", err)
+			}
+		}
+	}
+	for _, c := range changes {
+		c.Epoll, c.Old, c.New = moved[c.Epoll], moved[c.Old], moved[c.New]
+		if err := c.make(); err != nil {
 			return done, fmt.Errorf("register descriptor %d with an epoll instance again: %w", c.Number, err)
 		}
 		done++
@@ -107,35 +120,26 @@ func register(changes []Change) (done int, err error) {
 	return done, nil
 }
 
-// make makes one change. From lowest on descriptors are in nobody's way.
-func (c *Change) make(lowest int) error {
-	var safe [3]int
-	for i, fd := range []int{c.Epoll, c.Old, c.New} {
-		var err error
-		if safe[i], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, lowest); err != nil {
-			return os.NewSyscallError("fcntl", err)
-		}
-		defer unix.Close(safe[i])
-	}
-	epoll, old, fresh := safe[0], safe[1], safe[2]
-	if err := unix.Dup3(old, c.Number, unix.O_CLOEXEC); err != nil {
+// make makes one change.
+func (c *Change) make() error {
+	if err := unix.Dup3(c.Old, c.Number, unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("dup3", err)
 	}
 	defer unix.Close(c.Number)
-	err := unix.EpollCtl(epoll, unix.EPOLL_CTL_DEL, c.Number, nil)
+	err := unix.EpollCtl(c.Epoll, unix.EPOLL_CTL_DEL, c.Number, nil)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	if err != nil {
 		return os.NewSyscallError("epoll_ctl(EPOLL_CTL_DEL)", err)
 	}
-	if err := unix.Dup3(fresh, c.Number, unix.O_CLOEXEC); err != nil {
+	if err := unix.Dup3(c.New, c.Number, unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("dup3", err)
 	}
 	event := unix.EpollEvent{Events: c.Events, Fd: int32(uint32(c.Data)), Pad: int32(uint32(c.Data >> 32))}
-	err = os.NewSyscallError("epoll_ctl(EPOLL_CTL_ADD)", unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, c.Number, &event))
+	err = os.NewSyscallError("epoll_ctl(EPOLL_CTL_ADD)", unix.EpollCtl(c.Epoll, unix.EPOLL_CTL_ADD, c.Number, &event))
 	if err != nil { // back to the old one
-		err = errors.Join(err, unix.Dup3(old, c.Number, unix.O_CLOEXEC), unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, c.Number, &event))
+		err = errors.Join(err, unix.Dup3(c.Old, c.Number, unix.O_CLOEXEC), unix.EpollCtl(c.Epoll, unix.EPOLL_CTL_ADD, c.Number, &event))
 	}
 	return err
 }

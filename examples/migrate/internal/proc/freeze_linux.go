@@ -288,9 +288,11 @@ func whyNot(pid int, err error) error {
 	return fmt.Errorf("%s: %w: %w (%s)", what, ErrNoPermission, err, cure())
 }
 
+// yama is where Yama, a security module, says who may trace whom.
+var yama = "/proc/sys/kernel/yama/ptrace_scope"
+
 // cure says what it would take to trace other programs.
 func cure() string {
-	const yama = "/proc/sys/kernel/yama/ptrace_scope"
 	cure := "it takes CAP_SYS_PTRACE in its user namespace, or to be its user"
 	scope, err := os.ReadFile(yama)
 	if err == nil && !slices.Contains([]string{"", "0"}, strings.TrimSpace(string(scope))) {

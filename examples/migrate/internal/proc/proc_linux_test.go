@@ -344,6 +344,21 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// Where Yama forbids it, the message says so.
+func TestYama(t *testing.T) {
+	defer func(old string) { yama = old }(yama)
+	yama = filepath.Join(t.TempDir(), "ptrace_scope")
+	for scope, says := range map[string]bool{"": false, "0\n": false, "1\n": true, "3\n": true} {
+		if err := os.WriteFile(yama, []byte(scope), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := whyNot(os.Getpid(), unix.EPERM)
+		if !errors.Is(err, ErrNoPermission) || strings.Contains(err.Error(), yama) != says {
+			t.Errorf("scope %q: %v", scope, err)
+		}
+	}
+}
+
 // A thread in vfork(2) cannot be stopped before its child has run the program. Until
 // the limit is reached everybody waits, and then all go on.
 func TestTimeout(t *testing.T) {
