@@ -164,6 +164,15 @@ func strict(tb testing.TB, h *host.Host) *firewall {
 	return f
 }
 
+// strictWithoutMark drops what has the default mark, too.
+func strictWithoutMark(tb testing.TB, h *host.Host) *firewall {
+	tb.Helper()
+	f := newFirewall(tb, h, "marks", nftables.ChainPolicyAccept, input, output)
+	f.rule(markedWith(rawfin.DefaultMark), verdict(expr.VerdictDrop))
+	f.install(tb)
+	return strict(tb, h)
+}
+
 // stricter accepts as new only what has the flag SYN.
 func stricter(tb testing.TB, h *host.Host) *firewall {
 	tb.Helper()
@@ -274,6 +283,10 @@ func TestFirewalls(t *testing.T) {
 		{"new with SYN and established only", rawfin.DefaultMark, false, stricter},
 		{"OUTPUT to net0 only", rawfin.DefaultMark, false, onlyNet0},
 		{"reverse path filter", rawfin.DefaultMark, true, none},
+		{"KUBE-FIREWALL against CRIU's mark", criuMark, false, kubernetes(output, input)},
+		{"INPUT drops the mark", rawfin.DefaultMark, false, dropMark},
+		{"a RST for the mark", rawfin.DefaultMark, false, rejectMark},
+		{"new and established only, without the mark", rawfin.DefaultMark, false, strictWithoutMark},
 	} {
 		for _, f := range families {
 			t.Run(test.name+"/"+f.name, func(t *testing.T) {
@@ -300,8 +313,14 @@ func TestFirewalls(t *testing.T) {
 	}
 }
 
+// A oneMark is a lock that lets no other mark through.
+type oneMark struct{ *netlock.Lock }
+
+func (oneMark) AllowMark(uint32) error { return errors.ErrUnsupported }
+
 // The rule of KUBE-FIREWALL as kubelet made it, by iptables, where that is
-// installed. CRIU's mark cannot get through, and the chain's name is found out.
+// installed. CRIU's mark cannot get through, and the chain's name is found out;
+// another mark can.
 func TestKubernetesIptables(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
@@ -334,11 +353,13 @@ func TestKubernetesIptables(t *testing.T) {
 		}
 		t.Run(f.name+"/CRIU's mark", func(t *testing.T) {
 			n := &network{n.here, n.there, newLock(t, n.here, netlock.WithMark(criuMark))}
-			conn, _ := n.inStage(t, f, stages[1])
-			err := n.restoreFails(t, n.checkpoint(t, conn), soccr.WithMark(criuMark), soccr.WithLock(n.lock))
+			conn, peer := n.inStage(t, f, stages[1])
+			snap := n.checkpoint(t, conn)
+			err := n.restoreFails(t, snap, soccr.WithMark(criuMark), soccr.WithLock(oneMark{n.lock}))
 			if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "filter KUBE-FIREWALL") {
 				t.Errorf("%v", err)
 			}
+			n.goesOn(t, n.restore(t, snap, soccr.WithMark(criuMark)), peer, stages[1])
 		})
 	}
 }
@@ -369,7 +390,7 @@ func TestFirewallIsToBlame(t *testing.T) {
 				conn, peer := n.inStage(t, ip4, stage)
 				snap := n.checkpoint(t, conn)
 				firewall := test.firewall(t, n.here)
-				err := n.restoreFails(t, snap, soccr.WithMark(test.mark), soccr.WithLock(n.lock))
+				err := n.restoreFails(t, snap, soccr.WithMark(test.mark), soccr.WithLock(oneMark{n.lock}))
 				failure, ok := errors.AsType[*soccr.InjectionError](err)
 				if !ok || !errors.Is(err, soccr.ErrInjection) {
 					t.Fatalf("%v", err)
@@ -385,7 +406,7 @@ func TestFirewallIsToBlame(t *testing.T) {
 						t.Errorf("drop %q, want %q", failure.Drops[i], drop)
 					}
 				}
-				for _, part := range append(test.drops, fmt.Sprintf("%#x", test.mark), "raw socket", "lo", "conntrack", "WithMark") {
+				for _, part := range append(test.drops, fmt.Sprintf("%#x", test.mark), "raw socket", "lo", "conntrack", "another mark", "WithMark") {
 					if !strings.Contains(err.Error(), part) {
 						t.Errorf("%q does not say %q", err, part)
 					}
@@ -563,7 +584,7 @@ func TestInjectionErrorWithoutRules(t *testing.T) {
 		}
 	})
 	t.Run("another mark than the lock's", func(t *testing.T) {
-		err := n.restoreFails(t, snap, soccr.WithLock(n.lock), soccr.WithMark(0x2a))
+		err := n.restoreFails(t, snap, soccr.WithLock(oneMark{n.lock}), soccr.WithMark(0x2a))
 		failure, ok := errors.AsType[*soccr.InjectionError](err)
 		if !ok || len(failure.Drops) == 0 || !strings.Contains(failure.Drops[0], "this lock's own, which lets mark 0x1000 pass") {
 			t.Errorf("%v", err)
@@ -590,7 +611,7 @@ func TestInjectionErrorWithoutRules(t *testing.T) {
 }
 
 // noEntries is a lock on a kernel that conntrack can be told nothing.
-type noEntries struct{ *netlock.Lock }
+type noEntries struct{ oneMark }
 
 func (noEntries) TrackFlow(netip.AddrPort, netip.AddrPort) error { return errors.ErrUnsupported }
 
@@ -609,7 +630,7 @@ func TestFirewallWithoutEntries(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Restore(snap, soccr.WithLock(noEntries{n.lock})); err != nil {
+			if err := s.Restore(snap, soccr.WithLock(noEntries{oneMark{n.lock}})); err != nil {
 				t.Error(err)
 			}
 			if stage != stages[1] {
@@ -620,7 +641,7 @@ func TestFirewallWithoutEntries(t *testing.T) {
 			}
 			firewall.remove(t)
 			dropMark(t, n.here)
-			err = n.restoreFails(t, snap, soccr.WithLock(noEntries{n.lock}))
+			err = n.restoreFails(t, snap, soccr.WithLock(noEntries{oneMark{n.lock}}))
 			if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "conntrack entry: ") {
 				t.Errorf("does not say that there is no entry: %v", err)
 			}

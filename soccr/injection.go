@@ -12,6 +12,7 @@ import (
 type door struct {
 	link     bool // at the link layer of the loopback device, not through OUTPUT
 	unmarked bool
+	remarked bool // with another mark
 }
 
 // An InjectionError says that a segment which stands for the peer's did not reach

@@ -30,7 +30,10 @@ var ways = [...]way{
 	// For one that accepts only what is new or established.
 	{name: "raw socket and conntrack", tracked: true},
 	{name: "link layer of lo and conntrack", door: door{link: true}, tracked: true},
-	// For one that drops the mark anywhere. A lock would drop what has none.
+	// For one that drops the mark anywhere. A lock would drop what has none, but may
+	// let another mark through.
+	{name: "raw socket with another mark", door: door{remarked: true}},
+	{name: "raw socket with another mark and conntrack", door: door{remarked: true}, tracked: true},
 	{name: "raw socket without a mark", door: door{unmarked: true}},
 }
 
@@ -38,6 +41,7 @@ var ways = [...]way{
 type injection struct {
 	socket  *Socket
 	tracker Tracker // the lock, or nil if it is none
+	marker  Marker  // likewise
 	way     int     // of ways: what came before did not work
 	// untrack takes tracker.TrackInjected back; trackErr is why conntrack was not
 	// told of the connection.
@@ -51,6 +55,7 @@ type injection struct {
 // has to be injected.
 func (s *Socket) newInjection(snap *Snapshot) *injection {
 	i := &injection{socket: s}
+	i.marker, _ = s.options.lock.(Marker)
 	if tracker, ok := s.options.lock.(Tracker); ok {
 		i.tracker = tracker
 		i.trackErr = tracker.TrackFlow(snap.Local, snap.Remote)
@@ -85,7 +90,7 @@ func (i *injection) deliver(segment rawfin.Segment, want State) error {
 	failure := &InjectionError{Segment: segment, Mark: i.socket.options.mark}
 	for ; i.way < len(ways); i.way++ {
 		w := ways[i.way]
-		if w.unmarked && (i.socket.options.lock != nil || failure.Mark == 0) {
+		if w.unmarked && (i.socket.options.lock != nil || failure.Mark == 0) || w.remarked && i.marker == nil {
 			continue
 		}
 		err := i.try(w, segment)
@@ -109,7 +114,10 @@ func (i *injection) deliver(segment rawfin.Segment, want State) error {
 
 func (i *injection) try(w way, segment rawfin.Segment) error {
 	injector, err := i.socket.injector(w.door)
-	if err == nil && w.unmarked {
+	if err == nil && w.remarked {
+		err = i.marker.AllowMark(i.socket.otherMark())
+	}
+	if err == nil && (w.unmarked || w.remarked) {
 		err = i.socket.openGate()
 	}
 	if err != nil {
@@ -138,6 +146,16 @@ func (i *injection) track() (err error) {
 	return err
 }
 
+// otherMark is a mark that shares no bit with the first one. Nothing that is known
+// looks at this bit alone (see rawfin.DefaultMark).
+func (s *Socket) otherMark() uint32 {
+	const other = 0x2
+	if s.options.mark&other != 0 {
+		return rawfin.DefaultMark
+	}
+	return other
+}
+
 // errBound: the kernel finds no socket for a segment that comes in elsewhere, and
 // would tell the peer so.
 var errBound = errors.New("the socket is bound to a device")
@@ -150,6 +168,9 @@ func (s *Socket) injector(d door) (*rawfin.Injector, error) {
 	options := []rawfin.Option{rawfin.WithMark(s.options.mark), rawfin.WithFamily(s.local.Addr())}
 	if d.unmarked {
 		options = append(options, rawfin.WithMark(0))
+	}
+	if d.remarked {
+		options = append(options, rawfin.WithMark(s.otherMark()))
 	}
 	if d.link {
 		device, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
@@ -187,7 +208,7 @@ func (i *injection) explain(segment rawfin.Segment) ([]string, error) {
 	}
 	drops, err := explainer.ExplainInjected(i.socket.options.mark, func() {
 		for _, w := range ways {
-			if !w.unmarked {
+			if !w.unmarked && !w.remarked { // only those with the mark are looked at
 				_ = i.try(w, segment) // as before
 			}
 		}

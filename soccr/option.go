@@ -66,7 +66,7 @@ func WithMark(mark uint32) Option { return func(s *settings) { s.mark = mark } }
 // away by other means: what arrives in between is lost or answered with a RST.
 //
 // Restore neither locks nor unlocks, but asks the lock for help if it is also a
-// [Tracker] or an [Explainer].
+// [Tracker], a [Marker] or an [Explainer].
 func WithLock(lock Locker) Option { return func(s *settings) { s.lock = lock } }
 
 // WithRepairer has Pause, Checkpoint and RestoreConn, and the Socket that Pause
@@ -175,6 +175,13 @@ type Tracker interface {
 	TrackInjected() (undo func() error, err error)
 	// TracksInjected reports whether conntrack sees them.
 	TracksInjected() bool
+}
+
+// A Marker is a Locker that can let injected segments with one more mark through:
+// Restore tries another one if the host's firewall drops the first.
+type Marker interface {
+	Locker
+	AllowMark(mark uint32) error
 }
 
 // An Explainer is a Locker that finds out which rules of the host's firewall drop

@@ -45,8 +45,9 @@
 // acknowledgement is injected (package rawfin). Such segments have a packet mark
 // and stay on the loopback device; the lock lets those of its flows through there,
 // untracked by conntrack, and keeps what the socket answers. It cannot overrule
-// another table that drops them: [Explain] and [Lock.ExplainInjected] name the
-// rule that is to blame.
+// another table that drops them: another mark may get through ([Lock.AllowMark]),
+// which package soccr tries, and [Explain] and [Lock.ExplainInjected] name the rule
+// that is to blame.
 //
 // # Conntrack and strict firewalls
 //

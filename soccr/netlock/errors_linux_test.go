@@ -15,6 +15,7 @@ import (
 
 func TestNoPermission(t *testing.T) {
 	hosttest.Need(t)
+	fds := descriptors(t)
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends without its rights
@@ -29,6 +30,9 @@ func TestNoPermission(t *testing.T) {
 		}()
 	}()
 	err := <-done
+	if now := descriptors(t); now != fds {
+		t.Errorf("%d file descriptors, there were %d", now, fds)
+	}
 	var op *OpError
 	if !errors.As(err, &op) || op.Op != "new" {
 		t.Fatalf("%v, want an OpError of new", err)

@@ -129,6 +129,9 @@ func TestDropString(t *testing.T) {
 	if got, want := d.String(), "rule 7 of chain ip filter KUBE-FIREWALL"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
+	if !isDrop(0) || !isDrop(uint32(unix.ECONNREFUSED)<<16) || isDrop(1) || isDrop(uint32(0xffff_fffd)) { // NFT_JUMP
+		t.Error("verdicts are misread")
+	}
 	d.Rule = 0
 	if got, want := d.String(), "the policy of chain ip filter KUBE-FIREWALL"; got != want {
 		t.Errorf("%q, want %q", got, want)

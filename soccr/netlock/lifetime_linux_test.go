@@ -192,12 +192,17 @@ func TestStoppedOwner(t *testing.T) {
 // That a lock has expired is known by the clock, before the kernel is asked.
 func TestExpiryIsNoticed(t *testing.T) {
 	t.Parallel()
-	a, _, c, _ := pair(t)
+	a, b, c, _ := pair(t)
 	l, err := New(WithNetNS(a.FD()), WithTimeout(minTimeout))
 	must(t, err)
 	must(t, l.Add(c.Flow))
+	listener := listen(t, a, netip.AddrPortFrom(hosttest.A4, 0).String()).Addr().(*net.TCPAddr).AddrPort()
+	must(t, l.LockListener(listener))
 	l.mu.Lock() // nothing is renewed
 	c.wantFree()
+	conn, dialed := dial(b, listener, soon)
+	must(t, dialed)
+	conn.Close()
 	err = l.usable()
 	l.mu.Unlock()
 	if !errors.Is(err, ErrLost) {

@@ -98,6 +98,18 @@ func TestListener(t *testing.T) {
 			conn.Close()
 		}
 	}
+	// What answers a connect from there is no new connection.
+	client := netip.AddrPortFrom(hosttest.A4, port+1)
+	must(t, l.LockListener(client))
+	at4 := listen(t, b, netip.AddrPortFrom(hosttest.B4, 0).String()).Addr().String()
+	hosttest.Do(t, a, func() error {
+		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(client), Timeout: soon}
+		conn, err := dialer.Dial("tcp", at4)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
 	must(t, l.LockListener(four))
 	must(t, l.Close())
 	conn, err := dial(b, four, soon)

@@ -26,6 +26,8 @@ type Lock struct {
 
 	listeners map[netip.AddrPort]bool // as on the wire
 
+	marks []uint32 // that pass, beside the first one
+
 	// trackers is how many want conntrack to see injected segments.
 	trackers int
 

@@ -112,13 +112,17 @@ func tables(t testing.TB, h *host.Host) (names []string) {
 	return names
 }
 
+// descriptors counts those of this process.
+func descriptors(t testing.TB) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(list)
+}
+
 func TestNothingLeaks(t *testing.T) {
 	h := hosttest.New(t)
-	count := func() (fds, goroutines int) {
-		list, err := os.ReadDir("/proc/self/fd")
-		must(t, err)
-		return len(list), runtime.NumGoroutine()
-	}
+	count := func() (fds, goroutines int) { return descriptors(t), runtime.NumGoroutine() }
 	fds, goroutines := count()
 	for range 3 {
 		l, err := New(WithNetNS(h.FD()), WithForwarding())
@@ -467,6 +471,53 @@ func TestMark(t *testing.T) {
 	}
 }
 
+// One more mark can be let through, and only that; the first one still is.
+func TestAllowMark(t *testing.T) {
+	const more = 0x2
+	for _, first := range []uint32{rawfin.DefaultMark, 0} {
+		t.Run(fmt.Sprintf("%#x", first), func(t *testing.T) {
+			t.Parallel()
+			a, b, c, other := pair(t)
+			l := newTestLock(t, a, WithMark(first))
+			must(t, l.Add(c.Flow))
+			ack := c.fromPeer(rawfin.ACK)
+			if err := inject(a, ack, more); !errors.Is(err, unix.EPERM) {
+				t.Errorf("not allowed yet: %v, want EPERM", err)
+			}
+			tap := newTap(t, b, "net0")
+			for range 2 {
+				must(t, l.AllowMark(more))
+			}
+			must(t, inject(a, ack, more))
+			if first != 0 {
+				must(t, inject(a, ack, first))
+			}
+			for _, mark := range []uint32{0, more | 1} {
+				if err := inject(a, ack, mark); !errors.Is(err, unix.EPERM) {
+					t.Errorf("mark %#x: %v, want EPERM", mark, err)
+				}
+			}
+			c.wantLocked(other)
+			if got := tap.seen(c.Local, c.Remote); len(got) != 0 {
+				t.Errorf("the lock let out %v", got)
+			}
+			stateful(t, a, true)
+			if err := inject(a, ack, more); !errors.Is(err, unix.EPERM) {
+				t.Errorf("conntrack sees what it shall not: %v", err)
+			}
+			if err := l.AllowMark(0); err == nil {
+				t.Error("segments without a mark are let through")
+			}
+			must(t, l.Remove(c.Flow))
+			c.wantFree()
+			must(t, l.Close())
+			if err := l.AllowMark(more); !errors.Is(err, ErrClosed) {
+				t.Errorf("after Close: %v", err)
+			}
+		})
+	}
+}
+
 // A firewall may take nothing but what conntrack knows.
 func TestTrackInjected(t *testing.T) {
 	for _, c := range []struct {
@@ -666,6 +717,20 @@ func TestNamespace(t *testing.T) {
 		}
 	}
 	must(t, inject(a, c.fromPeer(rawfin.ACK), rawfin.DefaultMark))
+	// Switches hear which groups it is in.
+	reports := newTap(t, b, "net0")
+	hosttest.Do(t, a, func() error {
+		device, err := net.InterfaceByName("net0")
+		if err != nil {
+			return err
+		}
+		u, err := net.ListenMulticastUDP("udp6", device, &net.UDPAddr{IP: net.ParseIP("ff02::77"), Port: 5000})
+		if err == nil {
+			t.Cleanup(func() { u.Close() })
+		}
+		return err
+	})
+	reports.await(143) // a report of multicast listener discovery
 	// Who tries to connect hears nothing, be there a listener or not, until the
 	// lock is gone.
 	listener := listen(t, a, "[::]:0")

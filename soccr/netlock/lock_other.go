@@ -50,6 +50,9 @@ func (*Lock) UnlockListener(netip.AddrPort) error {
 	return opError("unlock listener", errors.ErrUnsupported)
 }
 
+// AllowMark needs Linux.
+func (*Lock) AllowMark(uint32) error { return opError("allow mark", errors.ErrUnsupported) }
+
 // Track needs Linux.
 func (*Lock) Track(...Flow) error { return opError("track", errors.ErrUnsupported) }
 

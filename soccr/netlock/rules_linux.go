@@ -57,6 +57,11 @@ func lockedRules(mark uint32, c chain) [][]expr.Any {
 	if mark == 0 {
 		return [][]expr.Any{drop}
 	}
+	return append(injectedRules(mark, c), drop)
+}
+
+// injectedRules let injected segments with a mark through.
+func injectedRules(mark uint32, c chain) [][]expr.Any {
 	injected := slices.Concat([]expr.Any{
 		&expr.Meta{Key: c.device, Register: register},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binary.NativeEndian.AppendUint32(nil, loopback)},
@@ -65,7 +70,6 @@ func lockedRules(mark uint32, c chain) [][]expr.Any {
 	return [][]expr.Any{
 		slices.Concat(injected, familyIsIn(untrackedName), []expr.Any{&expr.Notrack{}, accept}),
 		slices.Concat(injected, []expr.Any{accept}),
-		drop,
 	}
 }
 

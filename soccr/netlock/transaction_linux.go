@@ -205,7 +205,14 @@ func (t *transaction) newBaseChain(c chain) {
 		attrString(unix.NFTA_CHAIN_TYPE, "filter"))
 }
 
+// newRules appends rules to a chain.
 func (t *transaction) newRules(chain string, rules [][]expr.Any) error {
+	return t.rules(netlink.Append, chain, rules)
+}
+
+// rules adds rules to a chain: each behind all others with netlink.Append, and
+// before them without.
+func (t *transaction) rules(place netlink.HeaderFlags, chain string, rules [][]expr.Any) error {
 	for _, rule := range rules {
 		var list [][]byte
 		for _, e := range rule {
@@ -215,7 +222,7 @@ func (t *transaction) newRules(chain string, rules [][]expr.Any) error {
 			}
 			list = append(list, nest(unix.NFTA_LIST_ELEM, b))
 		}
-		t.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append,
+		t.add(unix.NFT_MSG_NEWRULE, netlink.Create|place,
 			attrString(unix.NFTA_RULE_CHAIN, chain), nest(unix.NFTA_RULE_EXPRESSIONS, list...))
 	}
 	return nil

@@ -275,6 +275,25 @@ func (s *tap) seen(from, to netip.AddrPort) (packets []string) {
 	}
 }
 
+// await waits for a message of ICMPv6.
+func (s *tap) await(kind uint8) {
+	s.t.Helper()
+	buf := make([]byte, 1<<16)
+	for end := time.Now().Add(soon); time.Now().Before(end); {
+		n, _, err := unix.Recvfrom(s.fd, buf, 0)
+		if errors.Is(err, unix.EAGAIN) {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		must(s.t, err)
+		p := gopacket.NewPacket(buf[:n], layers.LayerTypeIPv6, gopacket.Default)
+		if icmp, ok := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); ok && icmp.TypeCode.Type() == kind {
+			return
+		}
+	}
+	s.t.Errorf("no ICMPv6 message of type %d", kind)
+}
+
 // bigEndian is htons(3).
 func bigEndian(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
@@ -363,6 +382,7 @@ func TestNothingPasses(t *testing.T) {
 			for range 2 { // behind it, on the same devices
 				other.talk()
 			}
+			c.datagram()
 			for _, p := range tap.seen(c.Local, c.Remote) {
 				t.Errorf("the lock let out %s", p)
 			}
@@ -389,6 +409,28 @@ func TestNothingPasses(t *testing.T) {
 				t.Error("the unlocked socket did not get a RST")
 			}
 		})
+	}
+}
+
+// datagram sends one of UDP between the same addresses and ports: it is no part of
+// the flow.
+func (c *conn) datagram() {
+	c.t.Helper()
+	socket := func(h *host.Host, at netip.AddrPort) (u *net.UDPConn) {
+		hosttest.Do(c.t, h, func() (err error) {
+			u, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(addrOnWire(at)))
+			return err
+		})
+		return u
+	}
+	from, to := socket(c.peerHost, c.Remote), socket(c.at, c.Local)
+	defer from.Close()
+	defer to.Close()
+	must(c.t, to.SetReadDeadline(time.Now().Add(soon)))
+	_, err := from.WriteToUDPAddrPort([]byte("x"), addrOnWire(c.Local))
+	must(c.t, err)
+	if _, err := to.Read(make([]byte, 1)); err != nil {
+		c.t.Errorf("UDP does not pass: %v", err)
 	}
 }
 
