@@ -1,10 +1,12 @@
 package diag_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
 	"runtime"
 	"slices"
 	"sync"
@@ -302,6 +304,34 @@ func BenchmarkSockets(b *testing.B) {
 }
 
 // The time does not depend on how many sockets there are.
+// BenchmarkSs is the list that the ss program makes: the process included, as its
+// users have it, and its output read.
+func BenchmarkSs(b *testing.B) {
+	ss, err := exec.LookPath("ss")
+	if err != nil {
+		b.Skip(err)
+	}
+	for _, n := range []int{100, 1000, 5000} {
+		h := hosttest.New(b)
+		populate(b, h, n)
+		b.Run(fmt.Sprint(2*n), func(b *testing.B) {
+			hosttest.Do(b, h, func() error {
+				for b.Loop() {
+					out, err := exec.Command(ss, "-tan").Output()
+					if lines := bytes.Count(out, []byte("\n")); err == nil && lines < 2*n {
+						err = fmt.Errorf("%d lines", lines)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*2*n), "ns/socket")
+		})
+	}
+}
+
 func BenchmarkLookup(b *testing.B) {
 	for _, n := range []int{1, 1000, 5000} {
 		h := hosttest.New(b)

@@ -22,7 +22,7 @@ const inChunk = 32
 // change, locks their flows in one transaction ([WithLock], [FlowsLocker]), pauses and
 // saves them, and writes their snapshots to w while it
 // works, in the order of fds and one behind the other, as WriteTo does; w gets one
-// call at a time. Memory does not grow with what is in the queues: a worker has at
+// call at a time. Their programs must be stopped before. Memory does not grow with what is in the queues: a worker has at
 // most one large snapshot, or 1 MiB of small ones.
 //
 // Connections that cannot be saved go on as before, and are not in w; so does each
@@ -126,7 +126,7 @@ func (m *member) save(snap *Snapshot, options []Option) {
 			break
 		}
 	}
-	m.ours, m.socket.early = m.err == nil, nil
+	m.ours, m.socket.early = m.err == nil, nil // its memory
 }
 
 // goOn lets a connection that could not be saved go on.
@@ -355,6 +355,7 @@ func (b *Batch) restoreChunk(encoded [][]byte) ([]member, error) {
 	members := make([]member, len(encoded))
 	snaps := make([]Snapshot, len(encoded))
 	sockets := make([]Socket, len(encoded))
+	var fresh fresh
 	flows := make([][2]netip.AddrPort, 0, len(encoded))
 	for i, record := range encoded {
 		m := &members[i]
@@ -376,6 +377,7 @@ func (b *Batch) restoreChunk(encoded [][]byte) ([]member, error) {
 		m := &members[i]
 		if m.err == nil {
 			m.socket = &sockets[i]
+			m.socket.fresh = &fresh
 			m.restore(&snaps[i], b.options)
 		}
 	}
@@ -389,7 +391,7 @@ func (m *member) restore(snap *Snapshot, options []Option) {
 		m.err = err
 		return
 	}
-	if err = m.socket.pauseFresh(fd, options); err == nil {
+	if err = m.socket.pauseNew(fd, options); err == nil {
 		err = m.socket.Restore(snap)
 	}
 	if err != nil {

@@ -3,6 +3,7 @@ package soccr_test
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -77,7 +78,9 @@ func benchRestore(snap *soccr.Snapshot, options ...soccr.Option) (int, error) {
 // BenchmarkFloor has an idle connection, and one with data that its program has
 // not read yet, moved by the library and by the bare system calls of floorConn,
 // in turns, so that whatever else the machine does befalls both. It reports the
-// medians, and how many times the floor's cost the library's is.
+// medians, and how many times the floor's cost the library's is; and beside what
+// keeps the options, how many times the floor's cost is that of the floor and of
+// reading the options, bare: no library that keeps them can cost less.
 func BenchmarkFloor(b *testing.B) {
 	const batch = 16 // moves between two looks at the clock
 	for _, f := range []family{loopback4, loopback6} {
@@ -109,8 +112,13 @@ func BenchmarkFloor(b *testing.B) {
 					fd := conn.fd
 					defer func() { unix.Close(fd) }()
 
-					var floor, library []time.Duration
+					if way.name == "bare" { // as the floor knows them
+						way.options = append(way.options, conn.ends())
+					}
+					var floor, bound, library []time.Duration
+					var socket soccr.Socket
 					var snap soccr.Snapshot
+					calls := f.optionCalls()
 					var before, after runtime.MemStats
 					hosttest.Do(b, h, func() error {
 						runtime.ReadMemStats(&before)
@@ -124,7 +132,14 @@ func BenchmarkFloor(b *testing.B) {
 							floor = append(floor, time.Since(start)/batch)
 							start = time.Now()
 							for range batch {
-								if fd, err = benchClosingMove(fd, &snap, way.options); err != nil {
+								if err := errors.Join(bare.readOptions(calls), bare.move()); err != nil {
+									return err
+								}
+							}
+							bound = append(bound, time.Since(start)/batch)
+							start = time.Now()
+							for range batch {
+								if fd, err = benchClosingMove(fd, &socket, &snap, way.options); err != nil {
 									return err
 								}
 							}
@@ -136,6 +151,7 @@ func BenchmarkFloor(b *testing.B) {
 					b.ReportMetric(float64(median(library)), "ns/op")
 					b.ReportMetric(float64(median(floor)), "floor-ns/op")
 					b.ReportMetric(float64(median(library))/float64(median(floor)), "library/floor")
+					b.ReportMetric(float64(median(bound))/float64(median(floor)), "bound/floor")
 					b.ReportAllocs() // of the library alone: the floor allocates nothing
 					moves := float64(len(library) * batch)
 					b.ReportMetric(float64(after.Mallocs-before.Mallocs)/moves, "allocs/op")
@@ -152,6 +168,14 @@ var (
 	loopback6 = family{name: "IPv6", here: netip.IPv6Loopback(), network: "tcp6"}
 )
 
+// optionCalls are what reading the options of such a connection takes.
+func (f family) optionCalls() []soccr.OptionCall {
+	if f.here.Is4() {
+		return soccr.OptionCalls(soccr.TCP | soccr.IPv4 | soccr.Connected)
+	}
+	return soccr.OptionCalls(soccr.TCP | soccr.IPv6 | soccr.Connected)
+}
+
 // benchConn makes a connection whose program has so much to read.
 func (n *network) benchConn(tb testing.TB, f family, size int) *net.TCPConn {
 	tb.Helper()
@@ -167,19 +191,28 @@ func (n *network) benchConn(tb testing.TB, f family, size int) *net.TCPConn {
 
 // benchClosingMove moves a connection, with all that the library does for it, by
 // way of a socket whose only descriptor this is.
-func benchClosingMove(fd int, snap *soccr.Snapshot, options []soccr.Option) (int, error) {
-	s, err := soccr.Pause(fd, options...)
-	if err != nil {
+func benchClosingMove(fd int, s *soccr.Socket, snap *soccr.Snapshot, options []soccr.Option) (int, error) {
+	if err := s.Pause(fd, options...); err != nil {
 		return fd, err
 	}
 	if err := s.SaveTo(snap); err != nil {
 		return fd, err
 	}
 	s.Release()
-	if err := unix.Close(fd); err != nil {
+	if _, _, errno := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0); errno != 0 { // silent, it does not wait
+		return -1, errno
+	}
+	fd, err := soccr.NewSocket(snap)
+	if err != nil {
 		return -1, err
 	}
-	return benchRestore(snap, options...)
+	if err := s.Pause(fd, options...); err != nil {
+		return fd, err
+	}
+	if err := s.Restore(snap); err != nil {
+		return fd, err
+	}
+	return fd, s.Resume()
 }
 
 func median[T cmp.Ordered](values []T) T {

@@ -74,10 +74,11 @@ func take(fd int, set settings) (*paused, error) {
 		return nil, &OpError{Op: "checkpoint", Err: err}
 	}
 	drain(own, set.drain)
-	unlock, err := set.lockSocket(own)
+	s := new(Socket)
+	unlock, err := set.lockSocket(s, own)
 	if err == nil {
 		var p *paused
-		if p, err = set.pauseAndSave(own, unlock); err == nil {
+		if p, err = set.pauseAndSave(s, own, unlock); err == nil {
 			return p, nil
 		}
 	}
@@ -94,8 +95,8 @@ func drain(fd int, limit time.Duration) {
 	}
 }
 
-func (set settings) pauseAndSave(fd int, unlock func() error) (*paused, error) {
-	s, err := Pause(fd, WithRepairer(set.repairer))
+func (set settings) pauseAndSave(s *Socket, fd int, unlock func() error) (*paused, error) {
+	err := s.pause(fd, []Option{WithRepairer(set.repairer)})
 	if err != nil {
 		return nil, errors.Join(err, unlock())
 	}
@@ -112,24 +113,19 @@ func (set settings) pauseAndSave(fd int, unlock func() error) (*paused, error) {
 }
 
 // lockSocket locks the flow of a connected socket, if there is a lock, and
-// returns how to unlock it.
-func (set settings) lockSocket(fd int) (unlock func() error, err error) {
+// returns how to unlock it. What can be read before is.
+func (set settings) lockSocket(s *Socket, fd int) (unlock func() error, err error) {
 	nothing := func() error { return nil }
 	if set.lock == nil && set.tap == nil {
 		return nothing, nil
 	}
-	local, err := localAddr(fd)
-	if err != nil {
-		return nil, &OpError{Op: "lock", Err: because(notTCP(err), err)}
+	if err := s.readEarly(fd, false); err != nil {
+		return nil, &OpError{Op: "lock", Local: s.local, Err: because(notTCP(err), err)}
 	}
-	remote, err := remoteAddr(fd, local)
-	if err != nil {
-		return nil, &OpError{Op: "lock", Local: local, Err: because(notTCP(err), err)}
+	if !s.remote.IsValid() {
+		return nothing, nil // pause or Save will say why
 	}
-	if !remote.IsValid() {
-		return nothing, nil // Pause or Save will say why
-	}
-	return set.lockFlow(local, remote)
+	return set.lockFlow(s.local, s.remote)
 }
 
 func (set settings) lockFlow(local, remote netip.AddrPort) (unlock func() error, err error) {
@@ -207,7 +203,8 @@ func restorePaused(snap *Snapshot, options []Option) (*restoredConn, error) {
 }
 
 func (r *restoredConn) restore(fd int, options []Option) (err error) {
-	if r.socket, err = Pause(fd, options...); err != nil {
+	r.socket = new(Socket)
+	if err := r.socket.pauseNew(fd, options); err != nil {
 		return err
 	}
 	if err := r.socket.Restore(r.snap, options...); err != nil {
@@ -262,7 +259,9 @@ func (s *Socket) overwritten(o *Options) ([]chosen, error) {
 	own := []chosen{{row: row("TCP_NODELAY"), setting: noDelay}}
 	for _, name := range [...]string{"TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "SO_KEEPALIVE"} {
 		c := chosen{row: row(name)}
-		if _, err := c.row.read(s.fd, 0, &c.setting); err != nil {
+		if setting, ok := o.Setting(name); ok { // restored already
+			c.setting = setting
+		} else if _, err := c.row.read(s.fd, 0, &c.setting); err != nil { // the host's default
 			return nil, err
 		}
 		own = append(own, c)

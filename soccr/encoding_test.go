@@ -677,3 +677,40 @@ func FuzzUnmarshal(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkEncoding writes and reads snapshots with large queues, which are not
+// copied on the way out, nor on the way in when the image stays in memory. Beside it
+// stands what a checksum and a copy of the same bytes take.
+func BenchmarkEncoding(b *testing.B) {
+	snap := everyField()
+	snap.RecvQueue, snap.SendQueue = make([]byte, 32<<20), make([]byte, 32<<20)
+	snap.Unsent = 0
+	size := int64(len(snap.RecvQueue) + len(snap.SendQueue))
+	image, err := snap.MarshalBinary()
+	if err != nil {
+		b.Fatal(err)
+	}
+	room := make([]byte, len(image))
+	for _, c := range []struct {
+		name string
+		do   func() error
+	}{
+		{"checksum", func() error { crc32.Checksum(image, crc32.MakeTable(crc32.Castagnoli)); return nil }},
+		{"copy", func() error { copy(room, image); return nil }},
+		{"WriteTo", func() error { _, err := snap.WriteTo(io.Discard); return err }},
+		{"AppendBinary", func() error { _, err := snap.AppendBinary(room[:0]); return err }},
+		{"DecodeShared", func() error { _, err := new(Snapshot).DecodeShared(image); return err }},
+		{"UnmarshalBinary", func() error { return new(Snapshot).UnmarshalBinary(image) }},
+		{"ReadFrom", func() error { _, err := new(Snapshot).ReadFrom(bytes.NewReader(image)); return err }},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			b.SetBytes(size)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := c.do(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,5 +1,7 @@
 package soccr
 
+import "golang.org/x/sys/unix"
+
 // BetweenReads has f called while a connection is being saved, until the
 // returned function is called.
 func BetweenReads(f func()) (restore func()) {
@@ -64,4 +66,38 @@ func ReadSettings(fd int, on Sockets) ([]Setting, error) {
 		return nil, err
 	}
 	return readSettings(nil, fd, known{flags: flags}, on)
+}
+
+// An OptionCall is how a socket option is read: getsockopt with so many bytes.
+type OptionCall struct {
+	Level, Number int
+	Size          uint32
+}
+
+// OptionCalls are those that reading the options of a socket takes at the least, if
+// all have their default and no other reading shows it.
+func OptionCalls(on Sockets) (calls []OptionCall) {
+	for i := range options {
+		o := &options[i]
+		if !o.on.has(on) || o.inMemory || relations[i].ifSet >= 0 && options[relations[i].ifSet].on.has(on) {
+			continue
+		}
+		call := OptionCall{levels[o.level], o.number, 4}
+		switch o.kind {
+		case longKind, flagKind, signalKind, ownerKind, goneKind:
+			continue // shown by TCP_INFO, or no option
+		case bindKind:
+			call.Number = unix.SO_BINDTOIFINDEX
+		case timeKind:
+			call.Size = 16
+		case lingerKind, pairKind:
+			call.Size = 8
+		case bytesKind:
+			call.Size = uint32(o.max)
+		case probeKind:
+			call.Size = 256
+		}
+		calls = append(calls, call)
+	}
+	return calls
 }

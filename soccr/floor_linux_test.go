@@ -3,10 +3,13 @@ package soccr_test
 import (
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/soccr"
 )
 
 // A floorConn moves an established connection by the system calls that libsoccr
@@ -78,6 +81,18 @@ func newFloorConn(conn *net.TCPConn) (*floorConn, error) {
 	}
 	f.family = int(binary.NativeEndian.Uint16(f.local))
 	return f, f.err()
+}
+
+// ends tells the library what the floor knows.
+func (f *floorConn) ends() soccr.Option {
+	end := func(b []byte) netip.AddrPort {
+		port := binary.BigEndian.Uint16(b[2:])
+		if f.family == unix.AF_INET {
+			return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), port)
+		}
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[8:24])), port)
+	}
+	return soccr.WithEnds(end(f.local), end(f.remote))
 }
 
 func (f *floorConn) err() error {
@@ -172,6 +187,21 @@ func (f *floorConn) set(option int, value int32) {
 
 func (f *floorConn) setBytes(option int, value unsafe.Pointer, size uintptr) {
 	f.call(unix.SYS_SETSOCKOPT, unix.IPPROTO_TCP, uintptr(option), uintptr(value), size, 0)
+}
+
+// readOptions reads the socket options, and throws them away: with move it is the
+// least that a move costs that keeps them.
+func (f *floorConn) readOptions(calls []soccr.OptionCall) error {
+	for i := range calls {
+		c := &calls[i]
+		f.length = c.Size
+		_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(f.fd), uintptr(c.Level), uintptr(c.Number),
+			uintptr(unsafe.Pointer(&f.received[0])), uintptr(unsafe.Pointer(&f.length)), 0)
+		if errno != unix.ENOPROTOOPT && errno != unix.EOPNOTSUPP { // of this kernel
+			f.note(errno)
+		}
+	}
+	return f.err()
 }
 
 // call makes a system call that never blocks, so the scheduler is not told.

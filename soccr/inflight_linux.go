@@ -69,11 +69,12 @@ func (c *pendingConn) save(set settings) error {
 	if err := awaitHandshake(c.fd, set.patience); err != nil {
 		return err
 	}
-	unlock, err := set.lockSocket(c.fd)
+	s := new(Socket)
+	unlock, err := set.lockSocket(s, c.fd)
 	if err != nil {
 		return err
 	}
-	if c.taken, err = set.pauseAndSave(c.fd, unlock); err != nil {
+	if c.taken, err = set.pauseAndSave(s, c.fd, unlock); err != nil {
 		return err
 	}
 	c.unlock = unlock

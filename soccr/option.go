@@ -22,6 +22,7 @@ type settings struct {
 	pathWait time.Duration
 
 	noOptions, noVerify bool
+	ends                *ends
 
 	workers int
 
@@ -146,6 +147,17 @@ func WithoutOptions() Option { return func(s *settings) { s.noOptions = true } }
 //
 // It is given to Pause for Save, and to Restore.
 func WithoutVerifying() Option { return func(s *settings) { s.noVerify = true } }
+
+// WithEnds tells Pause the two ends of a connection, so that Save does not have to
+// ask the socket for them: who has found it with sock_diag, or locked its flow,
+// knows them. They are as in a Snapshot: IPv4-mapped on an AF_INET6 socket, with the
+// zone of a link-local address.
+func WithEnds(local, remote netip.AddrPort) Option {
+	ends := &ends{local, remote}
+	return func(s *settings) { s.ends = ends }
+}
+
+type ends struct{ local, remote netip.AddrPort }
 
 // A Repairer switches a socket's repair mode for a program that may not do so
 // itself: mode is the value of TCP_REPAIR, 1 for on, 0 for off with a window probe

@@ -309,7 +309,8 @@ type chosen struct {
 }
 
 // early are the options of a stopped program's socket, of a kind of sockets. Packets
-// do not change them, so they can be read while the connection goes on.
+// do not change them, so they can be read while the connection goes on. Not so
+// the buffers' sizes, which are not there.
 type early struct {
 	options Options
 	on      sockets

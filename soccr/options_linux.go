@@ -412,6 +412,9 @@ func (s *Socket) setPostponedCongestion() error {
 
 // setBlocking sets O_NONBLOCK as the program had it.
 func (s *Socket) setBlocking(nonBlocking bool) error {
+	if nonBlocking && s.nonBlocking {
+		return nil
+	}
 	flags, err := fileFlags(s.fd)
 	if err != nil || nonBlocking == (flags&unix.O_NONBLOCK != 0) {
 		return err

@@ -18,6 +18,9 @@ func unsupported(op string) error { return &OpError{Op: op, Err: errors.ErrUnsup
 // Pause needs Linux.
 func Pause(int, ...Option) (*Socket, error) { return nil, unsupported("pause") }
 
+// Pause needs Linux.
+func (*Socket) Pause(int, ...Option) error { return unsupported("pause") }
+
 // Save needs Linux.
 func (*Socket) Save() (*Snapshot, error) { return nil, unsupported("save") }
 

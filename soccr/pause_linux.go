@@ -23,32 +23,55 @@ const ipprotoMPTCP = 262
 // an *OpError, with the socket untouched.
 //
 // The options that matter to Save and Resume are [WithoutOptions],
-// [WithoutVerifying] and [WithRepairer]; Restore has them too, with its own.
+// [WithoutVerifying], [WithEnds] and [WithRepairer]; Restore has the first two and
+// the last too, with its own.
 func Pause(fd int, options ...Option) (*Socket, error) {
 	s := new(Socket)
-	if err := s.pause(fd, options); err != nil {
+	if err := s.Pause(fd, options...); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *Socket) pause(fd int, options []Option) error {
-	s.fd = fd
-	if s.options.apply(options); !s.options.noOptions {
-		// It reads 2 once repair mode is on, so it has to be read before.
-		reuse, err := sockopt.GetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
-		if err != nil {
-			return s.fail("pause", because(notTCP(err), err))
-		}
-		s.reuseAddr = reuse == 1
-	}
-	return s.pauseFresh(fd, options)
+// Pause is the function Pause for the zero Socket, or one that is not needed any
+// more, whose memory it takes over. On error s is of no use but for another Pause.
+func (s *Socket) Pause(fd int, options ...Option) error {
+	*s = Socket{}
+	return s.pause(fd, options)
 }
 
-// pauseFresh pauses a socket whose SO_REUSEADDR comes with a snapshot.
-func (s *Socket) pauseFresh(fd int, options []Option) error {
-	s.fd, s.given = fd, options
+// pause pauses a socket, of which some may be known already (readEarly).
+func (s *Socket) pause(fd int, options []Option) error {
+	s.fd = fd
 	s.options.apply(options)
+	if ends := s.options.ends; ends != nil {
+		s.local, s.remote, s.located = ends.local, ends.remote, true
+	}
+	if !s.options.noOptions && s.early == nil {
+		if err := s.readReuseAddr(); err != nil {
+			return s.fail("pause", because(notTCP(err), err))
+		}
+	}
+	return s.enterRepair(options)
+}
+
+// readReuseAddr reads what reads as 2 once repair mode is on.
+func (s *Socket) readReuseAddr() error {
+	reuse, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+	s.reuseAddr = reuse == 1
+	return err
+}
+
+// pauseNew pauses a socket that NewSocket has made, of which nothing needs to be
+// read.
+func (s *Socket) pauseNew(fd int, options []Option) error {
+	s.fd, s.nonBlocking = fd, true
+	s.options.apply(options)
+	return s.enterRepair(options)
+}
+
+func (s *Socket) enterRepair(options []Option) error {
+	s.given = options
 	if err := s.setRepair(unix.TCP_REPAIR_ON); err != nil {
 		return s.fail("pause", because(s.whyNotPaused(err), err))
 	}
@@ -96,7 +119,7 @@ func (s *Socket) Disconnect() error {
 	if err := connectRaw(s.fd, &unspec); err != nil {
 		return s.fail("disconnect", err)
 	}
-	s.restored = nil
+	s.restored, s.located = nil, false
 	// tcp_disconnect leaves ECONNABORTED pending, for nobody to see.
 	if _, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil {
 		return s.fail("disconnect", err)

@@ -25,14 +25,11 @@ func (s *Socket) QueueSeq(q Queue) (uint32, error) {
 	return uint32(seq), nil
 }
 
-// seqs reads the sequence numbers of both queues. The receive queue comes last: who
-// does not verify leaves it selected, where it does no harm (see inQueue).
+// seqs reads the sequence numbers of both queues. The receive queue comes first, as
+// Restore may have left it selected.
 func (s *Socket) seqs() (rcvNxt, writeSeq uint32, err error) {
-	if writeSeq, err = s.seq(SendQueue); err == nil {
-		rcvNxt, err = s.seq(RecvQueue)
-	}
-	if err == nil && s.options.noVerify {
-		return rcvNxt, writeSeq, nil
+	if rcvNxt, err = s.seq(RecvQueue); err == nil {
+		writeSeq, err = s.seq(SendQueue)
 	}
 	return rcvNxt, writeSeq, errors.Join(err, s.selectQueue(NoQueue))
 }

@@ -93,8 +93,8 @@ type stageRow struct {
 }
 
 type queueRow struct {
-	Size             int
-	Floor, All, Bare time.Duration
+	Size                    int
+	Floor, Bound, All, Bare time.Duration
 }
 
 func (r *reporter) chart(t *testing.T, name string, c *chart.Chart) {
@@ -234,66 +234,62 @@ func (s stageRow) line() chart.Line {
 	return l
 }
 
-// queues moves single connections with more and more data in them.
+// queues moves single connections with more and more data in them, in turns by the
+// floor, by the floor that reads the options too, and by the library.
 func (r *reporter) queues(t *testing.T) {
-	c := chart.Chart{Title: "What a move costs, by what is in the receive queue", X: "KiB", Y: "microseconds"}
 	floor, all, bare := chart.Line{Name: "floor"}, chart.Line{Name: "all"}, chart.Line{Name: "bare"}
+	bound := chart.Line{Name: "floor and options"}
+	lines := [...]*chart.Line{&floor, &bound, &all, &bare}
 	for _, size := range []int{0, 8, 16, 32, 48, 60} {
-		row := queueRow{Size: size}
 		h := hosttest.New(t)
 		n := &network{here: h, there: h}
-		b, err := newFloorConn(n.benchConn(t, loopback4, size<<10))
-		if err != nil {
-			t.Fatal(err)
-		}
-		hosttest.Do(t, h, func() (err error) {
-			if row.Floor, err = r.repeat(b.move); err != nil {
-				return err
+		var conns [len(lines)]*floorConn
+		for i := range conns {
+			var err error
+			if conns[i], err = newFloorConn(n.benchConn(t, loopback4, size<<10)); err != nil {
+				t.Fatal(err)
 			}
-			unix.Close(b.fd)
-			for _, way := range []struct {
-				options []soccr.Option
-				to      *time.Duration
-			}{{nil, &row.All}, {batchWays[1].options, &row.Bare}} {
-				f, err := newFloorConn(n.benchConn(t, loopback4, size<<10))
-				if err != nil {
-					return err
+		}
+		calls := loopback4.optionCalls()
+		withoutAll := append(slices.Clone(batchWays[1].options), conns[3].ends())
+		var socket soccr.Socket
+		var snap soccr.Snapshot
+		ways := [...]func(*floorConn) error{
+			(*floorConn).move,
+			func(f *floorConn) error { return errors.Join(f.readOptions(calls), f.move()) },
+			func(f *floorConn) (err error) { f.fd, err = benchClosingMove(f.fd, &socket, &snap, nil); return err },
+			func(f *floorConn) (err error) {
+				f.fd, err = benchClosingMove(f.fd, &socket, &snap, withoutAll)
+				return err
+			},
+		}
+		var times [len(ways)][]time.Duration
+		hosttest.Do(t, h, func() error {
+			const batch = 8 // moves between two looks at the clock
+			for range 25 * r.effort {
+				for i, move := range ways {
+					start := time.Now()
+					for range batch {
+						if err := move(conns[i]); err != nil {
+							return err
+						}
+					}
+					times[i] = append(times[i], time.Since(start)/batch)
 				}
-				fd := f.fd
-				var snap soccr.Snapshot
-				if *way.to, err = r.repeat(func() (err error) {
-					fd, err = benchClosingMove(fd, &snap, way.options)
-					return err
-				}); err != nil {
-					return err
-				}
-				unix.Close(fd)
 			}
 			return nil
 		})
+		row := queueRow{Size: size, Floor: median(times[0]), Bound: median(times[1]), All: median(times[2]), Bare: median(times[3])}
 		r.Queues = append(r.Queues, row)
-		for _, p := range []struct {
-			line *chart.Line
-			d    time.Duration
-		}{{&floor, row.Floor}, {&all, row.All}, {&bare, row.Bare}} {
-			p.line.Points = append(p.line.Points, chart.Point{X: float64(size), Y: float64(p.d) / 1e3})
+		for i, line := range lines {
+			unix.Close(conns[i].fd)
+			line.Points = append(line.Points, chart.Point{X: float64(size), Y: float64(median(times[i])) / 1e3})
 		}
 	}
-	c.Lines = []chart.Line{floor, all, bare}
-	r.chart(t, "queues", &c)
-}
-
-// repeat gives the median time of what it does again and again.
-func (r *reporter) repeat(f func() error) (time.Duration, error) {
-	var all []time.Duration
-	for range 100 * r.effort {
-		start := time.Now()
-		if err := f(); err != nil {
-			return 0, err
-		}
-		all = append(all, time.Since(start))
-	}
-	return median(all), nil
+	r.chart(t, "queues", &chart.Chart{
+		Title: "What a move costs, by what is in the receive queue", X: "KiB", Y: "microseconds",
+		Lines: []chart.Line{floor, bare, bound, all},
+	})
 }
 
 // stream watches what a program reads while its connection moves, between two
@@ -465,11 +461,14 @@ anything.
 
 ![cost by queue size](performance-queues.svg)
 
-One connection, moved within a thread, without a lock; medians in microseconds.
+One connection, moved within a thread, without a lock; medians in microseconds. The **bound** is the floor and the
+getsockopt calls that reading the options takes, one for each option that no other reading tells, issued bare: nothing
+that keeps the options can cost less, and what **all** costs beyond it sets them, reads back what it has set, and looks
+whether the connection has moved while it was read.
 
-| KiB | floor | bare | bare ÷ floor | all | all ÷ floor |
-|---:|---:|---:|---:|---:|---:|
-{{range .Queues}}| {{.Size}} | {{us .Floor}} | {{us .Bare}} | {{over .Bare .Floor}} | {{us .All}} | {{over .All .Floor}} |
+| KiB | floor | bare | bare ÷ floor | bound | bound ÷ floor | all | all ÷ floor | all ÷ bound |
+|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+{{range .Queues}}| {{.Size}} | {{us .Floor}} | {{us .Bare}} | {{over .Bare .Floor}} | {{us .Bound}} | {{over .Bound .Floor}} | {{us .All}} | {{over .All .Floor}} | {{over .All .Bound}} |
 {{end}}
 ## Throughput around a move
 

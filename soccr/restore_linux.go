@@ -44,7 +44,7 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	}
 	s.options.apply(s.given, options)
 	s.local, s.remote = snap.Local, snap.Remote
-	s.over = nil
+	s.over, s.located = nil, false
 	if s.options.closes(snap) {
 		s.over, snap = snap, snap.remains()
 	}
@@ -132,7 +132,7 @@ func (s *Socket) beforeBind(snap *Snapshot) error {
 	}
 	// The first window comes from the buffer at connect time.
 	if size := snap.Options.RecvBuffer; size > 0 && snap.State.row().connected {
-		now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+		now, err := s.freshRecvBuffer()
 		if err == nil && now != int(size) {
 			err = s.setBuffer(recvBuffer, int(size))
 		}
@@ -140,8 +140,12 @@ func (s *Socket) beforeBind(snap *Snapshot) error {
 			return err
 		}
 	}
-	if !s.options.noOptions {
-		if err := s.setCongestion(snap.Options.Congestion); err != nil {
+	if name := snap.Options.Congestion; !s.options.noOptions && name != "" {
+		now, err := s.freshCongestion()
+		if err == nil && now != name {
+			err = s.setCongestion(name)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -149,6 +153,29 @@ func (s *Socket) beforeBind(snap *Snapshot) error {
 		return nil
 	}
 	return s.postponeCongestion(snap)
+}
+
+func (s *Socket) freshRecvBuffer() (size int, err error) {
+	if s.fresh != nil && s.fresh.recvBuffer != 0 {
+		return s.fresh.recvBuffer, nil
+	}
+	size, err = sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if s.fresh != nil && err == nil {
+		s.fresh.recvBuffer = size
+	}
+	return size, err
+}
+
+func (s *Socket) freshCongestion() (name string, err error) {
+	shared := s.fresh != nil && !s.options.noVerify
+	if shared && s.fresh.congestion != "" {
+		return s.fresh.congestion, nil
+	}
+	name, err = congestion(s.fd)
+	if shared && err == nil {
+		s.fresh.congestion = name
+	}
+	return name, err
 }
 
 // bind needs no SO_REUSEADDR: a paused socket may share its port with anybody.

@@ -148,36 +148,45 @@ func (s *Socket) saveMemory(snap *Snapshot, seen *observation) error {
 	}
 	if e := s.early; e != nil && e.on == snap.sockets() {
 		*o = e.options
+		o.ReadShutdown = o.ReadShutdown && snap.State.mayShutDownReading()
 	} else if err := s.saveOptions(snap, &seen.info, &memory); err != nil {
 		return err
 	}
 	o.RecvBuffer, o.SendBuffer = memory.recvBuffer, memory.sendBuffer
-	o.ReuseAddr = s.reuseAddr
-	o.ReadShutdown, err = s.readShutdown(snap.State)
-	return err
+	return nil
 }
 
 // saveOptions saves what the program has set.
 func (s *Socket) saveOptions(snap *Snapshot, info *tcpinfo.Info, memory *memory) error {
-	if err := s.refuseULP(); err != nil {
-		return err
+	err := s.refuseULP()
+	if err == nil {
+		err = s.readOptions(snap, known{noMemory: memory.options == 0, unpaced: info.Max_pacing_rate == math.MaxUint64})
 	}
-	return s.readOptions(snap, known{noMemory: memory.options == 0, unpaced: info.Max_pacing_rate == math.MaxUint64})
+	if err == nil {
+		snap.Options.ReuseAddr = s.reuseAddr
+		snap.Options.ReadShutdown, err = s.readShutdown(snap.State)
+	}
+	return err
 }
 
-// readEarly reads the options and addresses of a socket that is not paused yet, for
-// Save to find. What cannot be read is left to Save.
+// readEarly reads the addresses and options of a stopped program's socket that is
+// not paused yet, so that this does not take time while the flow is locked. What
+// cannot be read is left to pause and Save.
 func (s *Socket) readEarly(fd int, noOptions bool) error {
 	s.fd = fd
 	var snap Snapshot
-	if err := s.saveAddrs(&snap); err != nil || noOptions {
+	if err := s.saveAddrs(&snap); err != nil {
 		return err
 	}
+	if s.located = s.remote.IsValid(); noOptions || !s.located {
+		return nil
+	}
 	info, failed := s.info()
-	if snap.State = State(info.State); failed == nil && snap.State.row().movable {
-		if memory, err := s.memory(); err == nil && s.saveOptions(&snap, &info, &memory) == nil {
-			s.early = &early{snap.Options, snap.sockets()}
-		}
+	if snap.State = State(info.State); failed != nil || !snap.State.row().movable || s.readReuseAddr() != nil {
+		return nil
+	}
+	if memory, err := s.memory(); err == nil && s.saveOptions(&snap, &info, &memory) == nil {
+		s.early = &early{snap.Options, snap.sockets()}
 	}
 	return nil
 }
@@ -217,6 +226,10 @@ func (s *Socket) undone(snap *Snapshot) {
 }
 
 func (s *Socket) saveAddrs(snap *Snapshot) (err error) {
+	if s.located {
+		snap.Local, snap.Remote = s.local, s.remote
+		return nil
+	}
 	if snap.Local, err = localAddr(s.fd); err != nil {
 		return err
 	}
@@ -290,7 +303,7 @@ func (s *Socket) saveNegotiated(snap *Snapshot, seen *observation) error {
 // readShutdown reports whether the program itself has shut down reading: end of
 // file although the peer's FIN is not there.
 func (s *Socket) readShutdown(state State) (bool, error) {
-	if row := state.row(); !row.connected || row.finReceived {
+	if !state.mayShutDownReading() {
 		return false, nil
 	}
 	events, err := s.poll(unix.POLLRDHUP)

@@ -15,13 +15,19 @@ type Socket struct {
 	given   []Option
 	options settings
 
-	// early are options that were read before the flow was locked.
-	early *early
+	// located: local and remote were read before the flow was locked, or given.
+	// early are options that were, too.
+	located bool
+	early   *early
 
 	// reuseAddr is the program's SO_REUSEADDR, which repair mode overwrites.
 	reuseAddr bool
+	// nonBlocking: the socket is known to be, as it is new.
+	nonBlocking bool
 	// local and remote are the connection's ends as far as known, for errors.
 	local, remote netip.AddrPort
+	// fresh, if not nil, is shared by who makes many sockets of one namespace.
+	fresh *fresh
 	// seen: Save has looked at the send queue, whose last seenUnsent bytes had
 	// not been sent when seenLeft, a sum of counters of sent data, was read.
 	seen       bool
@@ -64,6 +70,14 @@ type Socket struct {
 	losses []Loss
 	// lastApplied: those of the phase atLast are set.
 	lastApplied bool
+}
+
+// A fresh is what new sockets of a network namespace have, as one of them had it. If
+// that has changed since, it is noticed: once the socket is connected, both are
+// read.
+type fresh struct {
+	recvBuffer int
+	congestion string
 }
 
 // Queue names one of a socket's two queues, as TCP_REPAIR_QUEUE does.

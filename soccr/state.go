@@ -90,3 +90,10 @@ func (s *State) UnmarshalText(text []byte) error {
 	}
 	return fmt.Errorf("%w: no TCP state is called %q", ErrInvalidSnapshot, text)
 }
+
+// mayShutDownReading reports whether the program can have shut down reading, as no
+// FIN of the peer's is there.
+func (s State) mayShutDownReading() bool {
+	row := s.row()
+	return row.connected && !row.finReceived
+}

@@ -138,8 +138,7 @@ var rules = []rule[Snapshot]{
 	{"Options.ReadShutdown", "true only on a connection that the peer has not closed",
 		func(s *Snapshot) any { return s.Options.ReadShutdown },
 		func(s *Snapshot) bool {
-			row := s.State.row()
-			return !s.Options.ReadShutdown || row.connected && !row.finReceived
+			return !s.Options.ReadShutdown || s.State.mayShutDownReading()
 		}},
 	{"MD5Keys", "at most 256 keys of 1 to 80 bytes, for prefixes of the socket's family or IPv4",
 		func(s *Snapshot) any { return len(s.MD5Keys) },

@@ -145,9 +145,9 @@ const entryTimeout = 5 * time.Minute
 // its originator, as it would be if our first packet had made it.
 func (t *table) track(f Flow) error {
 	liberal := []byte{ctTCPLiberal, ctTCPLiberal} // struct nf_ct_tcp_flags: flags, mask
-	body := header(unix.NFPROTO_IPV6, 0)
+	body := header(unix.NFPROTO_IPV6)
 	if f.Local.Addr().Is4() {
-		body = header(unix.NFPROTO_IPV4, 0)
+		body = header(unix.NFPROTO_IPV4)
 	}
 	for _, a := range [][]byte{
 		nest(ctaTupleOrig, tuple(f.Local, f.Remote)...),

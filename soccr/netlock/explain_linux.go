@@ -157,11 +157,11 @@ var nftFamilies = map[byte]string{
 
 // decodeTrace reads one trace: what a rule or a chain's policy did to a packet.
 func decodeTrace(body []byte) (d Drop, dropped bool, err error) {
-	if len(body) < len(header(0, 0)) {
+	if len(body) < len(header(0)) {
 		return d, false, io.ErrUnexpectedEOF
 	}
 	d.Family = nftFamilies[body[0]]
-	attributes, err := netlink.NewAttributeDecoder(body[len(header(0, 0)):])
+	attributes, err := netlink.NewAttributeDecoder(body[len(header(0)):])
 	if err != nil {
 		return d, false, err
 	}

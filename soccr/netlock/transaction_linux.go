@@ -27,10 +27,8 @@ type transaction struct {
 }
 
 // The first two bytes of every message's body are family and version, the next
-// two, big-endian, a resource: for batch messages the subsystem.
-func header(family byte, resource uint16) []byte {
-	return []byte{family, unix.NFNETLINK_V0, byte(resource >> 8), byte(resource)}
-}
+// two, big-endian, a resource: for batch messages the subsystem, else 0.
+func header(family byte) []byte { return []byte{family, unix.NFNETLINK_V0, 0, 0} }
 
 func message(kind int, flags netlink.HeaderFlags, body []byte) netlink.Message {
 	return netlink.Message{
@@ -51,12 +49,12 @@ func begin(table string, b []byte) *transaction {
 func (t *transaction) start(kind int, flags netlink.HeaderFlags, family byte, resource uint16) {
 	t.last = len(t.batch)
 	t.count++
-	b := append(t.batch, 0, 0, 0, 0) // its length
-	b = binary.NativeEndian.AppendUint16(b, uint16(kind))
-	b = binary.NativeEndian.AppendUint16(b, uint16(netlink.Request|flags))
-	b = binary.NativeEndian.AppendUint32(b, t.count) // sequence number
-	b = binary.NativeEndian.AppendUint32(b, 0)       // port
-	t.batch = append(b, family, unix.NFNETLINK_V0, byte(resource>>8), byte(resource))
+	t.batch = binary.NativeEndian.AppendUint32(t.batch, 0) // its length
+	t.batch = binary.NativeEndian.AppendUint16(t.batch, uint16(kind))
+	t.batch = binary.NativeEndian.AppendUint16(t.batch, uint16(netlink.Request|flags))
+	t.batch = binary.NativeEndian.AppendUint32(t.batch, t.count) // sequence number
+	t.batch = binary.NativeEndian.AppendUint32(t.batch, 0)       // port
+	t.batch = append(t.batch, family, unix.NFNETLINK_V0, byte(resource>>8), byte(resource))
 	t.end()
 }
 
