@@ -169,9 +169,11 @@ func (s *servers) end() {
 func (s *servers) drain() {
 	s.t.Helper()
 	for timeout := time.After(30 * time.Second); ; {
-		if _, ok := s.next(timeout); !ok {
+		said, ok := s.next(timeout)
+		if !ok {
 			return
 		}
+		s.t.Log(said)
 	}
 }
 
