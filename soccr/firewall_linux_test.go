@@ -458,10 +458,9 @@ func TestFirewallOfAnotherHost(t *testing.T) {
 			t.Parallel()
 			hosts := newSwitched(t)
 			n := &network{here: hosts[0], there: hosts[2], lock: newLock(t, hosts[0])}
-			next := &network{here: hosts[1], there: hosts[2], lock: newLock(t, hosts[1])}
 			test.firewall(t, n.here)
-			test.firewall(t, next.here)
-			if err := next.here.Sysctl("net.netfilter.nf_conntrack_tcp_loose", test.loose); err != nil {
+			test.firewall(t, hosts[1])
+			if err := hosts[1].Sysctl("net.netfilter.nf_conntrack_tcp_loose", test.loose); err != nil {
 				t.Fatal(err)
 			}
 
@@ -470,29 +469,31 @@ func TestFirewallOfAnotherHost(t *testing.T) {
 				stage stage
 				peer  *net.TCPConn
 				snap  *soccr.Snapshot
+				next  *network // with a lock of its own, which has found out nothing yet
 			}
 			var all []moved
 			for _, f := range families {
 				for _, stage := range stages {
 					conn, peer := n.inStage(t, f, stage)
-					all = append(all, moved{f.name + "/" + stage.state.String(), stage, peer, n.checkpoint(t, conn)})
+					next := &network{here: hosts[1], there: hosts[2], lock: newLock(t, hosts[1])}
+					all = append(all, moved{f.name + "/" + stage.state.String(), stage, peer, n.checkpoint(t, conn), next})
 				}
 			}
 			for _, m := range all {
-				if err := next.lock.LockFlow(m.snap.Local, m.snap.Remote); err != nil {
+				if err := m.next.lock.LockFlow(m.snap.Local, m.snap.Remote); err != nil {
 					t.Fatal(err)
 				}
 				if test.track {
-					if err := next.lock.TrackFlow(m.snap.Local, m.snap.Remote); err != nil {
+					if err := m.next.lock.TrackFlow(m.snap.Local, m.snap.Remote); err != nil {
 						t.Fatal(err)
 					}
 				}
 			}
-			n.moveAddresses(t, next.here)
+			n.moveAddresses(t, hosts[1])
 			for _, m := range all {
 				t.Run(m.name, func(t *testing.T) {
-					restored := next.restore(t, m.snap)
-					next.goesOn(t, restored, m.peer, m.stage)
+					restored := m.next.restore(t, m.snap)
+					m.next.goesOn(t, restored, m.peer, m.stage)
 				})
 			}
 		})

@@ -181,6 +181,9 @@ func TestListener(t *testing.T) {
 						return err
 					}
 				}
+				if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno"); err != nil {
+					return err
+				}
 				return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 50_000)
 			}
 			listener := n.listen(t, l)
@@ -190,7 +193,7 @@ func TestListener(t *testing.T) {
 				}
 			})
 			before := saveListener(t, listener)
-			if before.Backlog != 17 || before.Multipath != l.multipath ||
+			if before.Backlog != 17 || before.Options.Congestion != "reno" || before.Multipath != l.multipath ||
 				before.Options.ReuseAddr != l.reuseAddr || before.Options.RecvBuffer != 100_000 || before.Local.Port() != portOf(listener) {
 				t.Errorf("saved %+v", before)
 			}
@@ -742,6 +745,22 @@ func TestListenerLeavesNothing(t *testing.T) {
 			t.Errorf("%v: %d descriptors are open, there were %d", l, after, before)
 		}
 		n.serves(t, l.family, n.restoreListener(t, &soccr.ListenerSnapshot{Local: snap.Local, Backlog: 5}))
+	}
+}
+
+// What fails at the end does not go on to listen.
+func TestListenerThatFailsDoesNotListen(t *testing.T) {
+	n := newNetwork(t)
+	l := &soccr.ListenerSnapshot{
+		Local: netip.AddrPortFrom(ip4.here, 4242), Backlog: 5,
+		Options: soccr.Options{Settings: []soccr.Setting{{Name: "SO_ATTACH_FILTER", Bytes: make([]byte, 8)}}}, // which never returns
+	}
+	fd := n.rawSocket(t, unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err := soccr.StartListener(fd, l); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("an impossible filter: %v", err)
+	}
+	if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listens != 0 {
+		t.Errorf("SO_ACCEPTCONN is %d, %v", listens, err)
 	}
 }
 

@@ -145,6 +145,48 @@ func TestTransparentActs(t *testing.T) {
 	}
 }
 
+// What keeps packets out that have come through routers (RFC 5082) must not keep
+// out what stands for the peer's FIN.
+func TestMinTTLActsLast(t *testing.T) {
+	n := newNetwork(t)
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			conn, peer := n.connect(t, f)
+			hops, minimum := [2]int{unix.IPPROTO_IP, unix.IP_TTL}, [2]int{unix.IPPROTO_IP, unix.IP_MINTTL}
+			if f == ip6 {
+				hops, minimum = [2]int{unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS}, [2]int{unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT}
+			}
+			setInt(t, peer, hops[0], hops[1], 255)
+			setInt(t, conn, minimum[0], minimum[1], 255)
+			write(t, peer, []byte("queued"))
+			if err := peer.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			inState(t, conn, soccr.StateCloseWait)
+			moved := n.move(t, conn)
+			if got := getInt(t, moved, minimum[0], minimum[1]); got != 255 {
+				t.Errorf("the least TTL is %d", got)
+			}
+			expect(t, "conn", moved, []byte("queued"))
+			expectEOF(t, "conn", moved)
+			write(t, moved, []byte("last"))
+			expect(t, "peer", peer, []byte("last"))
+		})
+	}
+}
+
+// IP_TOS changes the priority, which the program may have changed back.
+func TestPriorityBesideTOS(t *testing.T) {
+	n := newNetwork(t)
+	conn, _ := n.connect(t, ip4)
+	setInt(t, conn, unix.IPPROTO_IP, unix.IP_TOS, 0x28)
+	setInt(t, conn, unix.SOL_SOCKET, unix.SO_PRIORITY, 0)
+	moved := n.move(t, conn)
+	if tos, priority := getInt(t, moved, unix.IPPROTO_IP, unix.IP_TOS), getInt(t, moved, unix.SOL_SOCKET, unix.SO_PRIORITY); tos != 0x28 || priority != 0 {
+		t.Errorf("IP_TOS is %#x, SO_PRIORITY %d", tos, priority)
+	}
+}
+
 // moveUnconnected moves a socket that was never connected.
 func (n *network) moveUnconnected(t *testing.T, fd int) (moved int) {
 	t.Helper()

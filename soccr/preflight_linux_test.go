@@ -164,6 +164,28 @@ func TestPreflightOfPorts(t *testing.T) {
 	}
 }
 
+// One listener for IPv4 and one for IPv6 alone share a port, also where it is found
+// in use by connections.
+func TestPreflightOfBothFamilies(t *testing.T) {
+	n := newNetwork(t)
+	listener := n.listen(t, listening{family: ip4})
+	port := portOf(listener)
+	_, peer := n.serves(t, ip4, listener)
+	defer reset(t, peer)
+	listener.Close()
+	four := &soccr.ListenerSnapshot{Local: netip.AddrPortFrom(netip.IPv4Unspecified(), port), Backlog: 5}
+	six := &soccr.ListenerSnapshot{Local: netip.AddrPortFrom(netip.IPv6Unspecified(), port), Backlog: 5}
+	if found := n.preflight(t, nil, []*soccr.ListenerSnapshot{four, six}); len(found) != 1 || !errors.Is(found[0], soccr.ErrAddrInUse) {
+		t.Errorf("IPv4, and both: %v", found)
+	}
+	six.Options.Settings = []soccr.Setting{{Name: "IPV6_V6ONLY", Number: 1}}
+	if found := n.preflight(t, nil, []*soccr.ListenerSnapshot{four, six}); found != nil {
+		t.Errorf("one of each: %v", found)
+	}
+	n.restoreListener(t, six)
+	n.serves(t, ip4, n.restoreListener(t, four))
+}
+
 // Who may not restore is told so once, however many connections there are.
 func TestPreflightWithoutPermission(t *testing.T) {
 	n := newNetwork(t)
