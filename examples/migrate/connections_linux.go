@@ -30,6 +30,8 @@ type worker struct {
 	// outside are the processes that hold a socket of the program and do not belong
 	// to it, by inode: 0 for the sockets that only the program holds.
 	outside map[uint32]int
+	// callable are the processes that can be given other sockets.
+	callable map[int]bool
 }
 
 // How connections are kept from the network, in CRIU's words.
@@ -41,7 +43,7 @@ const (
 
 // newWorker prepares all that can be while the program still runs.
 func newWorker(pid int, flags stopFlags, how string) (_ *worker, err error) {
-	w := &worker{pid: pid, limit: flags.limit, freezer: proc.NewFreezer(), thief: proc.NewThief()}
+	w := &worker{pid: pid, limit: flags.limit, freezer: proc.NewFreezer(), thief: proc.NewThief(), callable: map[int]bool{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -183,8 +184,15 @@ func killRestore(t *testing.T, img []byte, after time.Duration) (pid int) {
 	_ = cmd.Wait()
 	// The guard is at its end when nobody reads from the pipe.
 	poll := []unix.PollFd{{Fd: int32(write.Fd())}}
-	if n, err := unix.Poll(poll, 20_000); n != 1 || err != nil {
-		t.Fatalf("the guard goes on: %v", err)
+	for {
+		n, err := unix.Poll(poll, 20_000)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if n != 1 || err != nil {
+			t.Fatalf("the guard goes on: %v", err)
+		}
+		break
 	}
 	text, err := os.ReadFile(said.Name())
 	if err != nil {

@@ -59,7 +59,8 @@ of the program's network namespace, and the right to trace the program; "migrate
 check" tells what is there.
 
 Exit status: 0 all went well; 1 it could not be done, and everything is as it was;
-2 the command line is wrong; 3 some of it could not be done; 130 interrupted.`
+2 the command line is wrong; 3 some of it could not be done; 130 interrupted. That of
+"migrate restore -- PROGRAM" is the program's own, once it runs.`
 
 func main() {
 	if len(os.Args) > 2 && os.Args[1] == inheritRole {

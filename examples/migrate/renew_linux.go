@@ -36,18 +36,17 @@ func (w *worker) renewOne(c *connection) (_ *freshSocket, err error) {
 }
 
 // callable makes sure that the processes which hold some connections can be given
-// others.
+// others, once for each: what fails later can be undone.
 func (s *stoppedProgram) callable(all []*connection) error {
-	asked := map[int]bool{}
 	for _, c := range all {
 		for _, h := range c.Holders {
-			if asked[h.PID] {
+			if s.worker.callable[h.PID] {
 				continue
 			}
-			asked[h.PID] = true
 			if err := s.frozen.Callable(h.PID); err != nil {
 				return fmt.Errorf("%w; without --new-socket it can be swapped", err)
 			}
+			s.worker.callable[h.PID] = true
 		}
 	}
 	return nil
