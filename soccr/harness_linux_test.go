@@ -316,13 +316,18 @@ func (n *network) checkpoint(tb testing.TB, conn *net.TCPConn) *soccr.Snapshot {
 // paused restores a snapshot into a new socket here that stays paused and locked.
 func (n *network) paused(tb testing.TB, snap *soccr.Snapshot) (*soccr.Socket, int) {
 	tb.Helper()
+	return n.pausedWith(tb, snap)
+}
+
+func (n *network) pausedWith(tb testing.TB, snap *soccr.Snapshot, options ...soccr.Option) (*soccr.Socket, int) {
+	tb.Helper()
 	fd := n.newSocket(tb, snap)
 	tb.Cleanup(func() { unix.Close(fd) })
 	s, err := soccr.Pause(fd)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := s.Restore(snap); err != nil {
+	if err := s.Restore(snap, options...); err != nil {
 		tb.Fatal(err)
 	}
 	return s, fd

@@ -28,7 +28,10 @@ const (
 )
 
 const (
-	firstCwnd   = 10      // TCP_INIT_CWND, segments
+	firstCwnd   = 10 // TCP_INIT_CWND, segments
+	hystartLow  = 16 // segments; hystart_low_window, below which HyStart sleeps
+	hystartMin  = 8  // HYSTART_MIN_SAMPLES, after which it looks at the next
+	leastPrimed = hystartLow + hystartMin + 1
 	maxPrimed   = 8192    // segments; a socket buffer of 10 MB
 	leastRTO    = 200_000 // TCP_RTO_MIN, microseconds
 	shortRTT    = 1000    // microseconds
@@ -48,10 +51,13 @@ const infinite = 0x7fffffff
 // dummy bytes that are never sent, and acknowledgements of them that are forged.
 type priming struct {
 	rounds []primingRound
-	cwnd   int // that the socket will have, about; 0 if that is as connect(2) leaves it
+	cwnd   int    // that the socket will have, about; 0 if that is as connect(2) leaves it
+	rto    uint32 // likewise, microseconds; 0 if that follows from the round trip time
 
 	// threshold: the socket will leave slow start there. It takes CUBIC.
 	threshold bool
+	// lenient: a smaller congestion window will do.
+	lenient bool
 }
 
 // A primingRound queues dummy bytes, and then has them acknowledged.
@@ -104,7 +110,7 @@ func planPriming(snap *Snapshot, behind int, policy PathPolicy, wait time.Durati
 	if policy == PathSame || policy == PathAuto && path.young(now) {
 		if p.rounds = primeCwnd(path, snap.targetCwnd()); p.rounds != nil {
 			p.cwnd = snap.targetCwnd()
-			p.threshold = path.Ssthresh != 0 && p.cwnd > 2*firstCwnd
+			p.threshold = path.Ssthresh != 0 && p.cwnd >= leastPrimed
 		}
 	}
 	if p.rounds == nil {
@@ -113,9 +119,19 @@ func planPriming(snap *Snapshot, behind int, policy PathPolicy, wait time.Durati
 	p.reachBack(behind, path.RTT)
 	// The first sample sets rttvar to twice itself, and each round trip with an
 	// equal one takes a quarter off, down to TCP_RTO_MIN (tcp_rtt_estimator).
-	rto := func(v uint64) uint64 { return uint64(path.RTT) + v }
-	for v := max(2*uint64(path.RTT), leastRTO); v > leastRTO && rto(v) > uint64(path.RTO)*11/10; v -= max((v-leastRTO)/4, 1000) {
+	v := max(2*uint64(path.RTT), leastRTO)
+	decay := func() {
 		p.rounds = append(p.rounds, primingRound{dummies: 1, acks: repeat(1, path.RTT)})
+	}
+	for ; v > leastRTO && uint64(path.RTT)+v > uint64(path.RTO)*11/10; v -= max((v-leastRTO)/4, 1000) {
+		decay()
+	}
+	if v < 2*uint64(path.RTT) { // the first two do not count: mdev_max is still that of the first sample
+		decay()
+		decay()
+	}
+	if v > leastRTO {
+		p.rto = path.RTO
 	}
 	return p
 }
@@ -196,8 +212,9 @@ func primeCwnd(path *Path, cwnd int) []primingRound {
 	switch {
 	case grow <= 0:
 		return nil
-	case grow <= firstCwnd:
-		// In use means half of it in flight.
+	case cwnd < leastPrimed:
+		// In use means half of it in flight; as many acknowledgements make it about
+		// as large as it is to be.
 		round := primingRound{dummies: (cwnd + 1) / 2}
 		round.acks = repeat(round.dummies, path.RTT)
 		return []primingRound{round}
@@ -205,18 +222,24 @@ func primeCwnd(path *Path, cwnd int) []primingRound {
 	const settle = 36
 	round := primingRound{dummies: grow}
 	// Within one round trip rttvar does not decay: a first sample that is too long
-	// makes it twice as much.
-	if v := path.variance(); v > max(2*path.RTT, leastRTO)*11/10 && grow > 2*settle {
-		round.acks = append(repeat(1, v/2), repeat(settle, path.RTT)...)
-		grow -= settle + 1
+	// makes it twice as much. It takes many equal ones to be forgotten: each takes an
+	// eighth off. HyStart would then see no late ones (curr_rtt is the least).
+	if v := path.variance(); path.Ssthresh == 0 && v > max(2*path.RTT, leastRTO)*11/10 {
+		forget := 1
+		for off := v/2 - path.RTT; off > 250; off -= off / 8 {
+			forget++
+		}
+		if grow > 2*forget {
+			round.acks = append(repeat(1, v/2), repeat(forget, path.RTT)...)
+			grow -= forget + 1
+		}
 	}
 	if path.Ssthresh == 0 {
 		round.acks = append(round.acks, forgedAck{grow, path.RTT})
 		return []primingRound{round}
 	}
-	// hystart_update: eight samples, and the delay is too large by an eighth, but
-	// by 4 to 16 ms.
-	const samples = 9
+	// hystart_update: the delay is too large by an eighth, but by 4 to 16 ms.
+	const samples = hystartMin + 1
 	least := max(min(path.MinRTT, path.RTT), 1000)
 	late := least + min(max(least/8, 4000), 16000) + 2000
 	round.dummies += settle

@@ -35,8 +35,14 @@ func pathOf(info *tcpinfo.Info) Path {
 	return p
 }
 
-// errUnprimed: the connection is restored again without priming.
-var errUnprimed = errors.New("the socket could not be primed")
+var (
+	// errUnprimed: the connection is restored again without priming,
+	errUnprimed = errors.New("the socket could not be primed")
+	// errImprecise: after a few attempts.
+	errImprecise = errors.New("not in time")
+)
+
+const primingAttempts = 3
 
 // prime has the socket learn its path before its queues are filled. The dummies
 // end where the connection's own bytes begin: when they are acknowledged, snd_una
@@ -139,10 +145,7 @@ func (s *Socket) primeBy(injector *rawfin.Injector, snap *Snapshot, p *priming) 
 			}
 		}
 	}
-	if err := s.awaitPrimed(); err != nil {
-		return err
-	}
-	return s.checkPrimed(p)
+	return s.checkPrimed(p, time.Duration(snap.Path.RTT)*time.Microsecond)
 }
 
 // queueDummies queues those of one round, as sent.
@@ -187,33 +190,30 @@ func (s *Socket) queueReal(dummies []byte, wait time.Duration) error {
 	return err
 }
 
-// checkPrimed finds out whether the socket has learned what it was to.
-func (s *Socket) checkPrimed(p *priming) error {
-	wait := p.rounds[0].wait
-	if wait == 0 && p.cwnd == 0 {
-		return nil
-	}
-	info, err := s.info()
+// checkPrimed waits until the last forged acknowledgement has arrived, and finds out
+// whether the socket has learned what it was to. What is not so has the samples
+// waited for a CPU, or HyStart is switched off.
+func (s *Socket) checkPrimed(p *priming, rtt time.Duration) error {
+	var info tcpinfo.Info
+	err := patiently(func() (done bool, err error) {
+		info, err = s.info()
+		return info.Unacked == 0, err
+	}, errBarred)
 	if err != nil {
 		return err
 	}
-	// Such as where HyStart is switched off.
-	if p.cwnd != 0 && int(info.Snd_cwnd) > p.cwnd+p.cwnd/10+2 {
-		return fmt.Errorf("the congestion window has become %d segments, want %d", info.Snd_cwnd, p.cwnd)
+	bound := max(rtt/8, 2*time.Millisecond)
+	if got := time.Duration(info.Rtt) * time.Microsecond; got < rtt-bound || got > rtt+bound {
+		return fmt.Errorf("%w: the round trip time has become %v, want %v", errImprecise, got, rtt)
 	}
-	// The acknowledgement may have waited for a CPU.
-	if rtt := time.Duration(info.Rtt) * time.Microsecond; wait > 0 && (rtt < wait/2 || rtt > wait+max(wait/4, 2*time.Millisecond)) {
-		return fmt.Errorf("the round trip time has become %v, want %v", rtt, wait)
+	const tick = 10_000 // microseconds
+	if got := info.Rto; p.rto != 0 && got > p.rto+p.rto/5+tick {
+		return fmt.Errorf("%w: the retransmission timeout has become %d µs, want %d", errImprecise, got, p.rto)
+	}
+	if got, bound := int(info.Snd_cwnd), p.cwnd/10; p.cwnd != 0 && (got < p.cwnd-bound && !p.lenient || got > p.cwnd+bound) {
+		return fmt.Errorf("%w: the congestion window has become %d segments, want %d", errImprecise, got, p.cwnd)
 	}
 	return nil
-}
-
-// awaitPrimed waits until the last forged acknowledgement has arrived.
-func (s *Socket) awaitPrimed() error {
-	return patiently(func() (bool, error) {
-		left, err := count(s.fd, unix.SIOCOUTQ)
-		return left == 0, err
-	}, errBarred)
 }
 
 // patiently waits for what as a rule is so at once, but not as long as a timer

@@ -60,9 +60,12 @@ func (s *Socket) Restore(snap *Snapshot, options ...Option) error {
 	}
 	defer s.closeInjectors()
 	step, err := s.restore(snap)
-	if errors.Is(err, errUnprimed) && s.Disconnect() == nil {
-		s.priming, s.effects.Unprimed = priming{}, err
-		snap, s.trimmed, s.way = whole, 0, barred
+	for attempt := 1; errors.Is(err, errUnprimed) && s.Disconnect() == nil; attempt++ {
+		s.priming.lenient = attempt == primingAttempts-1
+		if attempt == primingAttempts || !errors.Is(err, errImprecise) {
+			s.priming, s.effects.Unprimed = priming{}, err
+			snap, s.trimmed, s.way = whole, 0, barred
+		}
 		step, err = s.restore(snap)
 	}
 	if err != nil {

@@ -77,7 +77,34 @@ func (l *line) learn(tb testing.TB, conn, peer *net.TCPConn, size, times int) {
 		send(peer, data)
 		expect(tb, "conn", conn, data)
 	}
-	eventually(tb, "all is acknowledged", func() bool { return ioctl(tb, conn, unix.SIOCOUTQ) == 0 })
+	eventually(tb, "all is acknowledged", func() bool {
+		return ioctl(tb, conn, unix.SIOCOUTQ) == 0 && ioctl(tb, peer, unix.SIOCOUTQ) == 0
+	})
+}
+
+// lost checkpoints a connection when data that it has sent has got lost on the way,
+// so that the peer has nothing to say meanwhile, to whoever is there.
+func (l *line) lost(tb testing.TB, conn *net.TCPConn, data []byte) (*soccr.Snapshot, tcpinfo.Info) {
+	tb.Helper()
+	l.relay.AtoB.Change(func(c *host.Conditions) { c.Blackhole = true })
+	defer l.relay.AtoB.Change(func(c *host.Conditions) { c.Blackhole = false })
+	write(tb, conn, data)
+	eventually(tb, "all is sent", func() bool { return ioctl(tb, conn, unix.SIOCOUTQNSD) == 0 })
+	before := info(tb, conn)
+	snap := l.checkpoint(tb, conn)
+	l.fallSilent()
+	return snap, before
+}
+
+// fallSilent waits until nothing is under way any more.
+func (l *line) fallSilent() {
+	carried := func() uint64 { return l.relay.AtoB.Counts().Carried + l.relay.BtoA.Counts().Carried }
+	for before := carried(); ; before = carried() {
+		time.Sleep(l.rtt + 50*time.Millisecond)
+		if carried() == before {
+			return
+		}
+	}
 }
 
 // A spy notes when a flow is unlocked.
@@ -325,6 +352,45 @@ func TestPathIsCarriedOver(t *testing.T) {
 	}
 }
 
+// So is any size of the window, and a timeout that is longer than the round trip time
+// would have it.
+func TestAnyPathIsCarriedOver(t *testing.T) {
+	l := newLine(t, 5*time.Millisecond)
+	conn, peer := l.connect(t, ip4)
+	setCongestion(t, conn, "cubic")
+	l.learn(t, conn, peer, 300_000, 3)
+	snap := l.checkpoint(t, conn)
+	for _, want := range []soccr.Path{
+		{RTT: 10_000, RTO: 700_000, Cwnd: 250},
+		{RTT: 10_000, RTO: 700_000, Cwnd: 250, Ssthresh: 100},
+		{RTT: 10_000, RTO: 210_000, Cwnd: 11}, {RTT: 10_000, RTO: 210_000, Cwnd: 20}, {RTT: 10_000, RTO: 210_000, Cwnd: 24},
+		{RTT: 10_000, RTO: 210_000, Cwnd: 21, Ssthresh: 15}, {RTT: 10_000, RTO: 210_000, Cwnd: 24, Ssthresh: 15},
+		{RTT: 10_000, RTO: 210_000, Cwnd: 25, Ssthresh: 15}, {RTT: 10_000, RTO: 210_000, Cwnd: 26, Ssthresh: 15},
+		{RTT: 200_000, RTO: 500_000, Cwnd: 60, Ssthresh: 30},
+	} {
+		snap.Path = want
+		snap.Path.MinRTT = want.RTT
+		for attempt := range 5 {
+			s, fd := l.pausedWith(t, snap, soccr.WithPath(soccr.PathSame))
+			i, e := fdInfo(t, fd), s.Effects()
+			if err := s.Disconnect(); err != nil {
+				t.Fatal(err)
+			}
+			if e.Unprimed != nil && attempt < 4 {
+				t.Logf("%+v: %v", want, e.Unprimed) // the kernel had no CPU for it in time
+				continue
+			}
+			near := func(got, want, bound uint32) bool { return got >= want-bound && got <= want+bound }
+			// A threshold and such a timeout cannot be had both.
+			sameTimeout := near(i.Rto, want.RTO, want.RTO/5) || want.Ssthresh != 0 && want.RTO > 2*want.RTT+200_000 && i.Rto < want.RTO
+			if e.Unprimed != nil || !near(i.Rtt, want.RTT, max(want.RTT/8, 2000)) || !sameTimeout || !near(i.Snd_cwnd, want.Cwnd, want.Cwnd/10) {
+				t.Errorf("round trip time %d µs, timeout %d µs, %d segments; want %+v: %v", i.Rtt, i.Rto, i.Snd_cwnd, want, e.Unprimed)
+			}
+			break
+		}
+	}
+}
+
 // Without timestamps the path is carried over too, by one who may wait. What lasts as
 // long as that must not leave the host, even without a lock.
 func TestPathIsCarriedOverWithoutTimestamps(t *testing.T) {
@@ -344,17 +410,11 @@ func TestPathIsCarriedOverWithoutTimestamps(t *testing.T) {
 			if loss {
 				l.loseOne(t, conn, peer)
 			}
-			deafen(t, peer)
 			data := pattern(1, 10_000)
-			write(t, conn, data)
-			eventually(t, "all is sent", func() bool { return ioctl(t, conn, unix.SIOCOUTQNSD) == 0 })
-			before := info(t, conn)
-			snap := l.checkpoint(t, conn)
+			snap, before := l.lost(t, conn, data)
 			if snap.Timestamp.Enabled {
 				t.Fatal("there are timestamps")
 			}
-			time.Sleep(l.rtt + 5*time.Millisecond) // what is on its way must find the peer deaf
-			undeafen(t, peer)
 			if err := l.lock.UnlockFlow(snap.Local, snap.Remote); err != nil {
 				t.Fatal(err)
 			}
@@ -659,12 +719,7 @@ func TestNothingForgedLeaves(t *testing.T) {
 		sent := pattern(9, 100_000)
 		l.learn(t, conn, peer, len(sent), 2)
 		data := pattern(1, 20_000)
-		deafen(t, peer)
-		write(t, conn, data)
-		eventually(t, "all is sent", func() bool { return ioctl(t, conn, unix.SIOCOUTQNSD) == 0 })
-		snap := l.checkpoint(t, conn)
-		time.Sleep(l.rtt + 5*time.Millisecond) // what is on its way must find the peer deaf
-		undeafen(t, peer)
+		snap, _ := l.lost(t, conn, data)
 		first := snap.SendSeq - uint32(len(snap.SendQueue))
 		if err := l.lock.UnlockFlow(snap.Local, snap.Remote); err != nil {
 			t.Fatal(err)
@@ -688,8 +743,8 @@ func TestNothingForgedLeaves(t *testing.T) {
 		s, fd := l.paused(t, snap)
 		if err := s.Effects().Unprimed; err != nil { // the kernel had no CPU for it in time
 			t.Logf("%s: %v", f.name, err)
-		} else if i := fdInfo(t, fd); i.Snd_cwnd < 50 {
-			t.Errorf("%s: the congestion window is %d", f.name, i.Snd_cwnd)
+		} else if i := fdInfo(t, fd); i.Snd_cwnd < snap.Path.Cwnd*9/10 {
+			t.Errorf("%s: the congestion window is %d, was %d", f.name, i.Snd_cwnd, snap.Path.Cwnd)
 		} else {
 			primed++
 		}
