@@ -769,6 +769,47 @@ func TestNothingForgedLeaves(t *testing.T) {
 	}
 }
 
+// A peer that did not hear that our window is open again, because the lock was closed,
+// hears it at once. It does not ask: nothing of its own gets here.
+func TestNudge(t *testing.T) {
+	l := newLine(t, time.Millisecond)
+	for _, f := range families {
+		conn, peer := l.connect(t, f)
+		if err := conn.SetReadBuffer(64 << 10); err != nil {
+			t.Fatal(err)
+		}
+		data := pattern(1, 1<<20)
+		written := 0
+		eventually(t, "the window is closed", func() bool { // and all that fits into it is acknowledged
+			if err := peer.SetWriteDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			n, err := peer.Write(data[written:])
+			written += n
+			queued := ioctl(t, peer, unix.SIOCOUTQ)
+			return err != nil && info(t, peer).Snd_wnd < 1<<10 && queued == ioctl(t, peer, unix.SIOCOUTQNSD)
+		})
+		tap := l.tap(t)
+		l.lockFor(conn)(true)
+		l.relay.BtoA.Change(func(c *host.Conditions) { c.Blackhole = true })
+		first := ioctl(t, conn, unix.SIOCINQ)
+		expect(t, "conn", conn, data[:first])
+		snap, err := soccr.Checkpoint(conn, soccr.WithLock(l.lock), soccr.WithTap(tap))
+		if err != nil {
+			t.Fatal(err)
+		}
+		closed := info(t, peer).Snd_wnd
+		var e soccr.Effects
+		moved := l.restore(t, snap, soccr.WithTap(tap), soccr.WithEffects(&e))
+		if !e.Nudged {
+			t.Errorf("%s: %+v", f.name, e)
+		}
+		eventually(t, "the peer knows that the window is open", func() bool { return info(t, peer).Snd_wnd > closed+8<<10 })
+		l.relay.BtoA.Change(func(c *host.Conditions) { c.Blackhole = false })
+		expect(t, "conn", moved, data[first:written])
+	}
+}
+
 // What a tap has caught can travel.
 func TestPacketsTravel(t *testing.T) {
 	n := newNetwork(t)
