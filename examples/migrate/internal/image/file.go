@@ -55,9 +55,13 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// Load reads the image in a directory.
+// ErrUntrusted is the error for a file that somebody else can have made or changed.
+var ErrUntrusted = errors.New("the image cannot be trusted")
+
+// Load reads the image in a directory. It is a file, and no link to one, that belongs
+// to this user or to root, and that nobody else may write to: else an ErrUntrusted.
 func Load(dir string) (*Image, error) {
-	file, err := os.Open(filepath.Join(dir, Name))
+	file, err := open(filepath.Join(dir, Name))
 	if err != nil {
 		return nil, err
 	}
