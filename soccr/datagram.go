@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net/netip"
+	"slices"
 )
 
 // A DatagramSnapshot is all of a UDP or UDP-Lite socket, of a ping socket or of a
@@ -65,6 +66,7 @@ const (
 	// maxDatagram is the most bytes of one, and of those of which the kernel has
 	// made one (UDP_GRO).
 	maxDatagram = 65535
+	maxSegments = 128 // UDP_MAX_SEGMENTS
 	maxGroups   = 256
 	maxSources  = 64 // net.ipv4.igmp_max_msf is 10 by default
 )
@@ -84,7 +86,7 @@ var datagramRules = []rule[DatagramSnapshot]{
 	{"Local", "an address, with a zone only if link-local",
 		func(d *DatagramSnapshot) any { return d.Local },
 		func(d *DatagramSnapshot) bool { return validDatagramEnd(d.Local.Addr()) }},
-	{"Remote", "none, or an address of Local's family",
+	{"Remote", "none, or an address of Local's family, which is not unspecified then",
 		func(d *DatagramSnapshot) any { return d.Remote },
 		func(d *DatagramSnapshot) bool {
 			if d.Remote == (netip.AddrPort{}) {
@@ -92,7 +94,7 @@ var datagramRules = []rule[DatagramSnapshot]{
 			}
 			remote := d.Remote.Addr()
 			return validDatagramEnd(remote) && !remote.Unmap().IsUnspecified() && family(remote) == family(d.Local.Addr()) &&
-				(!d.isUDP() || d.Remote.Port() != 0 && d.Local.Port() != 0)
+				(!d.isUDP() || d.Remote.Port() != 0 && d.Local.Port() != 0 && !d.Local.Addr().Unmap().IsUnspecified())
 		}},
 	{"Options.Congestion", "empty",
 		func(d *DatagramSnapshot) any { return d.Options.Congestion },
@@ -117,17 +119,19 @@ var datagramRules = []rule[DatagramSnapshot]{
 	{"Options.Settings", "options that are kept of such a socket, by rising name, with values that they can have",
 		func(d *DatagramSnapshot) any { return wrongSetting(d.Options.Settings, d.sockets()) },
 		func(d *DatagramSnapshot) bool { return wrongSetting(d.Options.Settings, d.sockets()) == "" }},
-	{"Groups", "at most 256 multicast groups, of IPv4 or the socket's family, on devices, with at most 64 sources each",
+	{"Groups", "at most 256 different multicast groups, of IPv4 or the socket's family, on devices, with at most 64 sources each",
 		func(d *DatagramSnapshot) any { return len(d.Groups) },
 		func(d *DatagramSnapshot) bool {
-			for i := range d.Groups {
-				if !d.Groups[i].valid(d.Local.Addr()) {
+			for i := range min(len(d.Groups), maxGroups) {
+				g := &d.Groups[i]
+				again := func(other Group) bool { return other.Addr == g.Addr && other.Device == g.Device }
+				if !g.valid(d.Local.Addr()) || slices.ContainsFunc(d.Groups[:i], again) {
 					return false
 				}
 			}
 			return len(d.Groups) <= maxGroups
 		}},
-	{"RecvQueue", "at most MaxDatagrams datagrams of 65535 bytes, between addresses of one family, and only UDP's",
+	{"RecvQueue", "at most MaxDatagrams datagrams of 65535 bytes, in 128 segments, between addresses of one family, and only UDP's",
 		func(d *DatagramSnapshot) any { return len(d.RecvQueue) },
 		func(d *DatagramSnapshot) bool {
 			for i := range d.RecvQueue {
@@ -165,7 +169,7 @@ func (g *Group) valid(local netip.Addr) bool {
 func (d *Datagram) valid(local netip.Addr) bool {
 	from := d.From.Addr()
 	return from.IsValid() && d.To.IsValid() && family(from) == family(d.To) && from.Is4() == local.Is4() &&
-		len(d.Data) <= maxDatagram
+		len(d.Data) <= maxDatagram && (d.Segment == 0 || len(d.Data) <= maxSegments*int(d.Segment))
 }
 
 // sockets is which options the socket can have. To AF_INET6 sockets it does not

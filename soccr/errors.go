@@ -42,6 +42,9 @@ var (
 	ErrAddrNotAvailable = errors.New("local address is not on this host")
 	// ErrNoDevice: this host has no device of that name.
 	ErrNoDevice = errors.New("no such device")
+	// ErrOption: the kernel refuses a socket option without which the connection would
+	// not be the same.
+	ErrOption = errors.New("the kernel refuses a socket option")
 	// ErrNoCongestion: this host does not have the congestion control, or not for this
 	// caller.
 	ErrNoCongestion = errors.New("congestion control is not available")
@@ -72,6 +75,7 @@ var hints = [...]struct {
 	{ErrAddrInUse, "close or move the socket that has it; ss -tan shows it"},
 	{ErrAddrNotAvailable, "add the address to a device of this host first (ip address add)"},
 	{ErrNoDevice, "map the device's name with a Mapping"},
+	{ErrOption, "the message names it; remove it from the snapshot if the program can do without, or restore on a host whose kernel has it"},
 	{ErrNoCongestion, "load its module (modprobe tcp_NAME), or clear Options.Congestion"},
 	{ErrNoRoute, "add the route first (ip route add)"},
 	{ErrNoPermission, "CAP_NET_ADMIN (half-closed states: CAP_NET_RAW too) is needed in the user namespace that owns the socket's network namespace"},

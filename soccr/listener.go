@@ -52,7 +52,7 @@ var listenerRules = []rule[ListenerSnapshot]{
 	{"Options.Settings", "options that are kept of listeners, by rising name, with values that they can have",
 		func(l *ListenerSnapshot) any { return wrongSetting(l.Options.Settings, l.sockets()) },
 		func(l *ListenerSnapshot) bool { return wrongSetting(l.Options.Settings, l.sockets()) == "" }},
-	{"MD5Keys", "at most 256 keys of 1 to 80 bytes, for prefixes of the socket's family or IPv4",
+	{"MD5Keys", "at most 256 keys of 1 to 80 bytes, each for another prefix of the socket's family or IPv4",
 		func(l *ListenerSnapshot) any { return len(l.MD5Keys) },
 		func(l *ListenerSnapshot) bool { return validMD5Keys(l.MD5Keys, l.Local.Addr()) }},
 	{"Pending", "at most MaxPending connections to the listener's port",

@@ -3,6 +3,7 @@ package soccr
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 )
 
 // An MD5Key is a key that signs the segments to and from some peers (TCP-MD5, RFC
@@ -21,14 +22,18 @@ const (
 )
 
 func validMD5Keys(keys []MD5Key, local netip.Addr) bool {
+	if len(keys) > maxMD5Keys {
+		return false
+	}
 	for i := range keys {
 		k := &keys[i]
 		if len(k.Key) < 1 || len(k.Key) > maxMD5Key || !k.Peers.IsValid() || k.Peers != k.Peers.Masked() ||
-			k.Peers.Addr().Is4In6() || k.Peers.Addr().Is6() && local.Is4() {
+			k.Peers.Addr().Is4In6() || k.Peers.Addr().Is6() && local.Is4() ||
+			slices.ContainsFunc(keys[:i], func(other MD5Key) bool { return other.Peers == k.Peers }) {
 			return false
 		}
 	}
-	return len(keys) <= maxMD5Keys
+	return true
 }
 
 // md5KeyList codes a list of keys, each as its prefix (address, and a byte for

@@ -142,11 +142,15 @@ func sameGroup(a, b Group) bool {
 func joinGroups(fd int, groups []Group) error {
 	for _, g := range groups {
 		if err := joinGroup(fd, &g); err != nil {
-			return fmt.Errorf("%v on %s: %w", g.Addr, g.Device, err)
+			return fmt.Errorf("%v on %s: %w", g.Addr, g.Device, because(joinReasons.of(err), err))
 		}
 	}
 	return nil
 }
+
+// joinReasons: a host bounds how many groups a socket may join, and from how many
+// sources (net.ipv4.igmp_max_memberships, igmp_max_msf, net.ipv6.mld_max_msf).
+var joinReasons = reasons{unix.ENOBUFS: ErrOption, unix.EINVAL: ErrOption}
 
 func joinGroup(fd int, g *Group) error {
 	index, err := deviceIndex(fd, g.Device)

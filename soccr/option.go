@@ -16,6 +16,7 @@ type settings struct {
 	repairer Repairer
 	onLoss   func(Loss)
 	owners   bool
+	routes   bool
 
 	plain    bool
 	path     PathPolicy
@@ -86,6 +87,11 @@ func WithLosses(f func(Loss)) Option { return func(s *settings) { s.onLoss = f }
 // is for who trusts the snapshot, and has made the processes it speaks of. Without
 // it such an owner is a Loss.
 func WithOwners() Option { return func(s *settings) { s.owners = true } }
+
+// WithRoutes lets restored sockets have source routes (IP_OPTIONS, IPV6_RTHDR), which
+// send their packets by way of other hosts than their peer. It is for who trusts the
+// snapshot. Without it a snapshot with a route fails with ErrOption.
+func WithRoutes() Option { return func(s *settings) { s.routes = true } }
 
 // WithPath says how much of what the connection had learned of its path is carried
 // over; the default is PathAuto. The kernel has no call for that: the socket is

@@ -1,6 +1,7 @@
 package soccr
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -160,14 +161,20 @@ func choose(settings []Setting, on sockets) []chosen {
 func (set settings) choose(settings []Setting, on sockets) []chosen {
 	all := choose(settings, on)
 	for i := range all {
-		if c := &all[i]; c.row.kind == ownerKind && c.setting.Number != 0 && !set.owners {
+		switch c := &all[i]; {
+		case c.row.kind == ownerKind && c.setting.Number != 0 && !set.owners:
 			c.refused = errOwner
+		case c.setting.routes() && !set.routes:
+			c.refused = errRoute
 		}
 	}
 	return all
 }
 
-var errOwner = errors.New("it is another process that would get the socket's signals: WithOwners lets it")
+var (
+	errOwner = errors.New("it is another process that would get the socket's signals: WithOwners lets it")
+	errRoute = errors.New("it sends packets by way of hosts of its own choice: WithRoutes lets it")
+)
 
 // apply sets the options of one phase. What cannot be set is lost, or, if it is
 // hard, the error.
@@ -185,7 +192,7 @@ func apply(all []chosen, fd int, p phase, lose func(Loss)) error {
 			continue
 		}
 		if c.row.hard {
-			return fmt.Errorf("Options.Settings: %s: %w", c.setting.Name, because(optionReasons.of(err), err))
+			return fmt.Errorf("Options.Settings: %s: %w", c.setting.Name, because(optionReason(err), err))
 		}
 		c.lost = true
 		lose(Loss{Setting: c.setting, Err: err})
@@ -197,6 +204,8 @@ var optionReasons = reasons{
 	unix.ENODEV: ErrNoDevice,
 	unix.EPERM:  ErrNoPermission,
 }
+
+func optionReason(err error) error { return cmp.Or(optionReasons.of(err), ErrOption) }
 
 // verifyChosen reads back what has been set from one phase to another.
 func verifyChosen(all []chosen, fd int, first, last phase, lose func(Loss)) error {
@@ -326,7 +335,7 @@ func (s *Socket) tryFilter() error {
 	for i := range s.chosen {
 		if c := &s.chosen[i]; c.row.kind == filterKind {
 			if err := c.row.write(s.fd, &c.setting); err != nil {
-				return fmt.Errorf("Options.Settings: %s: %w", c.setting.Name, err)
+				return fmt.Errorf("Options.Settings: %s: %w", c.setting.Name, because(optionReason(err), err))
 			}
 			return sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
 		}
@@ -352,7 +361,7 @@ func (s *Socket) setPeekOffset(o *Options) error {
 		return nil
 	}
 	if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, int(o.PeekOffset)); err != nil {
-		return fmt.Errorf("Options.PeekOffset: %w", err)
+		return fmt.Errorf("Options.PeekOffset: %w", because(optionReason(err), err))
 	}
 	return nil
 }

@@ -84,10 +84,10 @@ func (s *Socket) leaveRepair(*Snapshot) error {
 func (s *Socket) connectAgain(snap *Snapshot) error {
 	sa, err := toSockaddr(s.fd, snap.Remote)
 	if err != nil {
-		return err
+		return because(ErrNoRoute, err)
 	}
 	if err := unix.Connect(s.fd, sa); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-		return fmt.Errorf("connect: %w", err)
+		return fmt.Errorf("connect: %w", because(connectReasons.of(err), err))
 	}
 	return nil
 }

@@ -140,7 +140,7 @@ var rules = []rule[Snapshot]{
 		func(s *Snapshot) bool {
 			return !s.Options.ReadShutdown || s.State.mayShutDownReading()
 		}},
-	{"MD5Keys", "at most 256 keys of 1 to 80 bytes, for prefixes of the socket's family or IPv4",
+	{"MD5Keys", "at most 256 keys of 1 to 80 bytes, each for another prefix of the socket's family or IPv4",
 		func(s *Snapshot) any { return len(s.MD5Keys) },
 		func(s *Snapshot) bool { return validMD5Keys(s.MD5Keys, s.Local.Addr()) }},
 	{"Options.Settings", "options that are kept of such a socket, by rising name, with values that they can have",

@@ -81,6 +81,30 @@ func (o *option) unit() int64 {
 	return max(o.normal, 1)
 }
 
+// routes reports whether an option has packets go by way of others than the peer.
+func (s *Setting) routes() bool {
+	switch s.Name {
+	case "IPV6_RTHDR":
+		const segmentsLeft = 3
+		return len(s.Bytes) > segmentsLeft && s.Bytes[segmentsLeft] > 0
+	case "IP_OPTIONS":
+		const end, noOperation, looseRoute, strictRoute = 0, 1, 131, 137
+		for b := s.Bytes; len(b) > 0 && b[0] != end; {
+			switch {
+			case b[0] == looseRoute || b[0] == strictRoute:
+				return true
+			case b[0] == noOperation:
+				b = b[1:]
+			case len(b) < 2 || b[1] < 2:
+				return false // the kernel refuses it
+			default:
+				b = b[min(len(b), int(b[1])):]
+			}
+		}
+	}
+	return false
+}
+
 // validDevice is the kernel's own rule for names of devices (dev_valid_name).
 func validDevice(name string) bool {
 	if name == "" || name == "." || name == ".." || len(name) > maxName {

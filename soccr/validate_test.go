@@ -167,6 +167,7 @@ func TestValidateNamesTheField(t *testing.T) {
 			s.Local, s.Remote = addr("192.0.2.1:80"), addr("192.0.2.2:80")
 			s.MD5Keys[0].Peers = netip.MustParsePrefix("2001:db8::1/128")
 		}},
+		{"MD5Keys", "one twice", func(s *Snapshot) { s.MD5Keys = slices.Repeat(s.MD5Keys[:1], 2) }},
 		{"MD5Keys", "too many", func(s *Snapshot) { s.MD5Keys = slices.Repeat(s.MD5Keys[:1], 257) }},
 
 		{"Options.Settings", "unknown", having(Setting{Name: "SO_TELEPATHY", Number: 1})},
