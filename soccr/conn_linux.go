@@ -170,7 +170,7 @@ type restoredConn struct {
 	socket *Socket
 	file   *os.File // the socket's
 	conn   net.Conn // with a descriptor of its own
-	own    []chosen // options that net.FileConn has set
+	own    []chosen // options that net.FileConn has set, TCP_NODELAY first
 	unlock func() error
 }
 
@@ -216,6 +216,12 @@ func (r *restoredConn) restore(fd int, options []Option) (err error) {
 	if r.conn, err = net.FileConn(r.file); err != nil {
 		return r.socket.fail("make a conn", err)
 	}
+	// All but TCP_NODELAY, which sends, as long as closing is still silent.
+	for _, set := range r.own[1:] {
+		if err := set.row.write(fd, &set.setting); err != nil {
+			return r.socket.fail("set options", errors.Join(err, r.conn.Close()))
+		}
+	}
 	return nil
 }
 
@@ -242,10 +248,9 @@ func (r *restoredConn) goOn() error {
 	if s.options.effects != nil {
 		*s.options.effects = s.effects
 	}
-	for _, set := range r.own {
-		if err := set.row.write(s.fd, &set.setting); err != nil {
-			return s.fail("set options", err)
-		}
+	noDelay := &r.own[0]
+	if err := noDelay.row.write(s.fd, &noDelay.setting); err != nil {
+		s.lose(Loss{Setting: noDelay.setting, Err: err}) // there is no way back
 	}
 	return nil
 }

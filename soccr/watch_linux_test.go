@@ -29,8 +29,10 @@ const (
 
 const prctlAnnouncement = 0x736f6363
 
-func announce(a announcement) {
-	_, _, _ = unix.RawSyscall(unix.SYS_PRCTL, prctlAnnouncement, uintptr(a), 0)
+// announce returns what the watcher answers, if it does.
+func announce(a announcement) (answer uintptr) {
+	answer, _, _ = unix.RawSyscall(unix.SYS_PRCTL, prctlAnnouncement, uintptr(a), 0)
+	return answer
 }
 
 // Descriptors of the process that is watched.
@@ -54,7 +56,33 @@ func meetWatcher(tb testing.TB) {
 // watch runs a program in which one thread calls meetWatcher, and returns the
 // system calls of that thread, those that follow each announcement that they
 // count.
-func watch(t *testing.T, cmd *exec.Cmd) [][]string {
+func watch(t *testing.T, cmd *exec.Cmd) (calls [][]string) {
+	t.Helper()
+	counting := false
+	err := follow(t, cmd, func(_ int, call *syscallInfo) error {
+		a, announced := call.announcement()
+		switch {
+		case call.op != ptraceSyscallEntry:
+		case announced:
+			if counting = a == counted; counting {
+				calls = append(calls, nil)
+			}
+		case counting && !ofRuntime[call.number]:
+			last := len(calls) - 1
+			calls[last] = append(calls[last], call.String())
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return calls
+}
+
+// follow runs a program in which one thread calls meetWatcher, and calls each when
+// that thread enters a system call and when it leaves it, until it says that it need
+// not be watched.
+func follow(t *testing.T, cmd *exec.Cmd, each func(tid int, call *syscallInfo) error) error {
 	t.Helper()
 	runtime.LockOSThread() // the thread that may give orders to the watched one
 	defer runtime.UnlockOSThread()
@@ -62,29 +90,30 @@ func watch(t *testing.T, cmd *exec.Cmd) [][]string {
 	wait, release := pipe(t)
 	cmd.ExtraFiles = []*os.File{tell, wait}
 	cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1") // by signals
-	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	if cmd.Stdout == nil {
+		cmd.Stdout = t.Output()
+	}
+	cmd.Stderr = t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	tell.Close()
 	wait.Close()
-	calls, err := func() ([][]string, error) {
+	err := func() error {
 		tid := make([]byte, 8)
 		if _, err := told.Read(tid); err != nil {
-			return nil, err
+			return err
 		}
 		return trace(int(binary.NativeEndian.Uint64(tid)), func() error {
 			_, err := release.Write([]byte{0})
 			return err
-		})
+		}, each)
 	}()
-	if err != nil {
-		_ = cmd.Process.Kill()
+	if err == nil {
+		return cmd.Wait()
 	}
-	if err := errors.Join(err, cmd.Wait()); err != nil {
-		t.Fatal(err)
-	}
-	return calls
+	_ = cmd.Process.Kill()
+	return errors.Join(err, cmd.Wait()) // which fails if trace has seen the end
 }
 
 func pipe(t *testing.T) (r, w *os.File) {
@@ -98,67 +127,58 @@ func pipe(t *testing.T) (r, w *os.File) {
 }
 
 // trace follows a thread until it says that it need not be.
-func trace(tid int, release func() error) (calls [][]string, err error) {
+func trace(tid int, release func() error, each func(tid int, call *syscallInfo) error) error {
 	if err := unix.PtraceSeize(tid); err != nil {
-		return nil, os.NewSyscallError("PTRACE_SEIZE", err)
+		return os.NewSyscallError("PTRACE_SEIZE", err)
 	}
 	if err := unix.PtraceInterrupt(tid); err != nil {
-		return nil, os.NewSyscallError("PTRACE_INTERRUPT", err)
+		return os.NewSyscallError("PTRACE_INTERRUPT", err)
 	}
-	counting, ready := false, false
+	ready := false
 	for {
 		var status unix.WaitStatus
 		if _, err := unix.Wait4(tid, &status, unix.WALL, nil); err != nil {
 			if err == unix.EINTR {
 				continue
 			}
-			return nil, os.NewSyscallError("wait4", err)
+			return os.NewSyscallError("wait4", err)
 		}
 		if status.Exited() || status.Signaled() {
-			return nil, errors.New("the watched process has ended")
+			return errors.New("the watched process has ended")
 		}
 		pass := 0 // a signal for the thread
 		switch signal := status.StopSignal(); {
 		case !ready: // it is stopped for the first time
 			ready = true
 			if err := unix.PtraceSetOptions(tid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_EXITKILL); err != nil {
-				return nil, os.NewSyscallError("PTRACE_SETOPTIONS", err)
+				return os.NewSyscallError("PTRACE_SETOPTIONS", err)
 			}
 			if err := release(); err != nil {
-				return nil, err
+				return err
 			}
 		case signal == unix.SIGTRAP|0x80: // it enters or leaves a system call
 			var call syscallInfo
 			if err := call.get(tid); err != nil {
-				return nil, err
+				return err
 			}
-			switch {
-			case call.op != ptraceSyscallEntry:
-			case call.number == unix.SYS_PRCTL && call.args[0] == prctlAnnouncement:
-				switch announcement(call.args[1]) {
-				case uncounted:
-					counting = false
-				case counted:
-					counting = true
-					calls = append(calls, nil)
-				case unwatched:
-					return calls, os.NewSyscallError("PTRACE_DETACH", unix.PtraceDetach(tid))
-				}
-			case counting && !ofRuntime[call.number]:
-				last := len(calls) - 1
-				calls[last] = append(calls[last], call.String())
+			if err := each(tid, &call); err != nil {
+				return err
+			}
+			if a, announced := call.announcement(); announced && a == unwatched {
+				return os.NewSyscallError("PTRACE_DETACH", unix.PtraceDetach(tid))
 			}
 		case status>>16 == unix.PTRACE_EVENT_STOP:
 		default:
 			pass = int(signal)
 		}
 		if err := unix.PtraceSyscall(tid, pass); err != nil && err != unix.ESRCH {
-			return nil, os.NewSyscallError("PTRACE_SYSCALL", err)
+			return os.NewSyscallError("PTRACE_SYSCALL", err)
 		}
 	}
 }
 
-// syscallInfo is struct ptrace_syscall_info, as it is when a call begins.
+// syscallInfo is struct ptrace_syscall_info, as it is when a call begins. When it
+// ends, only op is right, and number is the result.
 type syscallInfo struct {
 	op     uint8
 	_      [23]byte
@@ -176,6 +196,12 @@ func (c *syscallInfo) get(tid int) error {
 		return os.NewSyscallError("PTRACE_GET_SYSCALL_INFO", errno)
 	}
 	return nil
+}
+
+// announcement is what a thread that enters a call announces.
+func (c *syscallInfo) announcement() (a announcement, ok bool) {
+	ok = c.op == ptraceSyscallEntry && c.number == unix.SYS_PRCTL && c.args[0] == prctlAnnouncement
+	return announcement(c.args[1]), ok
 }
 
 // String names the call and, if it is about an option, the option.
@@ -206,6 +232,7 @@ func (c *syscallInfo) String() string {
 
 // ofRuntime are the calls of Go's own.
 var ofRuntime = map[uint64]bool{
+	unix.SYS_CLOCK_GETTIME:  true, // where the vDSO has no clock
 	unix.SYS_EPOLL_PWAIT:    true,
 	unix.SYS_FUTEX:          true,
 	unix.SYS_GETPID:         true,

@@ -151,15 +151,20 @@ func answers(fd int, buf []byte) error {
 	}
 }
 
-// drain passes on the messages that wait in a netlink socket.
+// drain passes on the messages that wait in a netlink socket. What cannot be read
+// stays there, so it tries again: without the answers, nobody knows what the table
+// holds.
 func drain(fd int, each func(syscall.NetlinkMessage) error) error {
 	buf := make([]byte, os.Getpagesize())
-	for {
+	for failed := 0; ; {
 		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			return nil
 		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil && failed < 3:
+			failed++
 			continue
 		case err != nil:
 			return os.NewSyscallError("recvfrom", err)
