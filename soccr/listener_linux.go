@@ -243,6 +243,10 @@ func (s *starter) afterListen() error {
 // children in its way.
 func (s *starter) listen() error {
 	err := s.bindTo(s.fd)
+	bound := err == nil
+	if bound {
+		err = unix.Listen(s.fd, int(s.snap.Backlog)) // before Linux 6.8, what is in the way shows only now
+	}
 	closePort := func() error { return nil }
 	if errors.Is(err, unix.EADDRINUSE) {
 		if !s.shared {
@@ -254,10 +258,12 @@ func (s *starter) listen() error {
 		if closePort, refused = s.openPort(); refused != nil {
 			return errors.Join(because(ErrAddrInUse, err), refused)
 		}
-		err = s.bindTo(s.fd)
-	}
-	if err == nil {
-		err = unix.Listen(s.fd, int(s.snap.Backlog))
+		if err = nil; !bound {
+			err = s.bindTo(s.fd)
+		}
+		if err == nil {
+			err = unix.Listen(s.fd, int(s.snap.Backlog))
+		}
 	}
 	return errors.Join(because(bindReasons.of(err), err), closePort())
 }

@@ -129,7 +129,8 @@ func devicesOf(local netip.AddrPort, o *Options) []string {
 
 // probeBind binds to an address, without a port.
 func probeBind(fd int, addr netip.AddrPort) error {
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+	// Before Linux 6.8, Multipath TCP lacks it: then a port is taken for a moment.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil && !lacking(err) {
 		return err
 	}
 	err := bindTo(fd, netip.AddrPortFrom(addr.Addr(), 0))
