@@ -126,10 +126,12 @@ const answerSize = unix.SizeofNlMsghdr + 4
 
 // answers reads what the kernel has answered, into buf, and returns the first
 // error. The acknowledgement of the last message is the last answer, and the only
-// one if all went well.
+// one if all went well. What cannot be read stays in the socket, so it tries again:
+// without the answers nobody knows what the table holds, and the next transaction
+// would take them for its own.
 func answers(fd int, buf []byte) error {
 	var verdict error
-	for {
+	for failed := 0; ; {
 		n, err := unix.Read(fd, buf)
 		switch {
 		case errors.Is(err, unix.EINTR):
@@ -138,6 +140,9 @@ func answers(fd int, buf []byte) error {
 			return verdict
 		case errors.Is(err, unix.EAGAIN):
 			return errNoAnswer
+		case err != nil && failed < 3:
+			failed++
+			continue
 		case err != nil:
 			return os.NewSyscallError("read", err)
 		case n < answerSize || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR || verdict != nil:
@@ -151,20 +156,15 @@ func answers(fd int, buf []byte) error {
 	}
 }
 
-// drain passes on the messages that wait in a netlink socket. What cannot be read
-// stays there, so it tries again: without the answers, nobody knows what the table
-// holds.
+// drain passes on the messages that wait in a netlink socket.
 func drain(fd int, each func(syscall.NetlinkMessage) error) error {
 	buf := make([]byte, os.Getpagesize())
-	for failed := 0; ; {
+	for {
 		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
 			return nil
 		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil && failed < 3:
-			failed++
 			continue
 		case err != nil:
 			return os.NewSyscallError("recvfrom", err)
