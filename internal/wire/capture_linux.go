@@ -31,9 +31,10 @@ const statusOffset = unsafe.Offsetof(unix.Tpacket2Hdr{}.Status)
 type Capture struct {
 	file *os.File
 	ring []byte
-	each func(Segment)
+	each func(Packet)
 	done chan struct{}
 	err  error // of the reader, once it is done
+	lost atomic.Uint64
 }
 
 // Watch captures what passes a device of the calling thread's network namespace
@@ -42,6 +43,16 @@ type Capture struct {
 //
 // On a loopback device each packet is seen once, as it comes in.
 func Watch(device string, each func(Segment)) (*Capture, error) {
+	return WatchPackets(device, func(p Packet) {
+		if s, ok := Parse(p.Data, p.Size); ok {
+			s.Time = p.Time
+			each(s)
+		}
+	})
+}
+
+// WatchPackets is [Watch] for who wants the packets themselves.
+func WatchPackets(device string, each func(Packet)) (*Capture, error) {
 	c := &Capture{each: each, done: make(chan struct{})}
 	if err := c.open(device); err != nil {
 		return nil, fmt.Errorf("capture on %s: %w", device, err)
@@ -152,11 +163,11 @@ func (c *Capture) status(frame int) *atomic.Uint32 {
 func (c *Capture) next(frame int) int {
 	b := c.ring[frame*frameSize:][:frameSize:frameSize]
 	header := (*unix.Tpacket2Hdr)(unsafe.Pointer(&b[0]))
-	packet := b[header.Net:][:header.Snaplen]
-	if s, ok := Parse(packet, int(header.Len)); ok {
-		s.Time = time.Unix(int64(header.Sec), int64(header.Nsec))
-		c.each(s)
-	}
+	c.each(Packet{
+		Time: time.Unix(int64(header.Sec), int64(header.Nsec)),
+		Data: b[header.Net:][:header.Snaplen],
+		Size: int(header.Len),
+	})
 	c.status(frame).Store(unix.TP_STATUS_KERNEL)
 	return (frame + 1) % (ringSize / frameSize)
 }
@@ -169,20 +180,29 @@ func (c *Capture) Stop() (lost uint64, err error) {
 		return 0, err
 	}
 	<-c.done
+	lost, err = c.Lost()
+	if err != nil {
+		return 0, errors.Join(err, c.close())
+	}
+	return lost, errors.Join(c.err, c.close())
+}
+
+// Lost is how many packets were lost so far because nobody read them in time.
+func (c *Capture) Lost() (uint64, error) {
 	conn, err := c.file.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
 	stats := &unix.TpacketStats{}
-	if controlErr := conn.Control(func(fd uintptr) {
+	if controlErr := conn.Control(func(fd uintptr) { // the kernel starts anew with each answer
 		stats, err = unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	}); controlErr != nil {
 		err = controlErr
 	}
 	if err != nil {
-		return 0, errors.Join(os.NewSyscallError("PACKET_STATISTICS", err), c.close())
+		return 0, os.NewSyscallError("PACKET_STATISTICS", err)
 	}
-	return uint64(stats.Drops), errors.Join(c.err, c.close())
+	return c.lost.Add(uint64(stats.Drops)), nil
 }
 
 func (c *Capture) close() error {

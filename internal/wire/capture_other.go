@@ -12,3 +12,9 @@ func Watch(string, func(Segment)) (*Capture, error) { return nil, errors.ErrUnsu
 
 // Stop needs Linux.
 func (*Capture) Stop() (lost uint64, err error) { return 0, errors.ErrUnsupported }
+
+// WatchPackets needs Linux.
+func WatchPackets(string, func(Packet)) (*Capture, error) { return nil, errors.ErrUnsupported }
+
+// Lost needs Linux.
+func (*Capture) Lost() (uint64, error) { return 0, errors.ErrUnsupported }

@@ -12,6 +12,9 @@ import (
 type Checker struct {
 	flow   Flow
 	pinned bool // the flow has both ports
+	agreed bool // the handshake was seen, and this is what it has agreed on:
+	stamps bool // timestamps
+	sack   bool // selective acknowledgements
 	ends   [2]end
 	icmp   int
 	faults []Fault
@@ -44,8 +47,8 @@ type end struct {
 	back bool // the edge is below that
 	tick mark // the newest timestamp; its position does not count
 
-	offered bool // its SYN offered window scaling
-	scale   uint8
+	syn   Segment // its SYN, with what it offered
+	scale uint8
 
 	lastBytes time.Time
 }
@@ -112,6 +115,7 @@ func (c *Checker) Add(s Segment) {
 		c.fault("RST", s)
 		return
 	}
+	c.options(e, s)
 	start := e.position(s.Seq)
 	var ack int64
 	if s.Flags.Has(ACK) {
@@ -153,12 +157,38 @@ func matches(want, got netip.AddrPort) bool {
 	return want.Addr() == got.Addr() && (want.Port() == 0 || want.Port() == got.Port())
 }
 
-// handshake learns the window scales: they are in force if both ends offer one
-// (RFC 7323, section 2.2), and at most 14 (section 2.3).
+// handshake learns what is agreed on: what both ends offer (RFC 7323, sections 2.2
+// and 3.2, RFC 2018, section 2). Window scales are at most 14 (section 2.3).
 func (c *Checker) handshake(e, other *end, s Segment) {
-	e.offered, e.scale = s.HasScale, min(s.Scale, 14)
-	if s.Flags.Has(ACK) && (!e.offered || !other.offered) {
+	e.syn, e.scale = s, min(s.Scale, 14)
+	if !s.Flags.Has(ACK) {
+		return
+	}
+	if !s.HasScale || !other.syn.HasScale {
 		e.scale, other.scale = 0, 0
+	}
+	c.agreed = other.syn.Flags.Has(SYN) // otherwise the capture began later
+	c.stamps = s.HasTimestamp && other.syn.HasTimestamp
+	c.sack = s.SACKPermitted && other.syn.SACKPermitted
+}
+
+// options compares what a segment carries with what was agreed on.
+func (c *Checker) options(e *end, s Segment) {
+	if !c.agreed || s.Flags.Has(SYN) {
+		return
+	}
+	for _, f := range [...]struct {
+		wrong bool
+		what  string
+	}{
+		{c.stamps && !s.HasTimestamp, "timestamp missing"},
+		{!c.stamps && s.HasTimestamp, "timestamp that was not agreed on"},
+		{!c.sack && s.HasSACK, "selective acknowledgement that was not agreed on"},
+	} {
+		if f.wrong {
+			e.OptionsAstray++
+			c.fault(f.what, s)
+		}
 	}
 }
 
@@ -217,7 +247,7 @@ func (c *Checker) acknowledges(e, other *end, s Segment, ack int64) {
 		if !e.back { // once per time, however many segments say so
 			e.back = true
 			e.WindowsTakenBack++
-			c.fault("window taken back", s)
+			c.fault(WindowTakenBack, s)
 		}
 	}
 }
@@ -303,6 +333,10 @@ func (c *Checker) fault(what string, s Segment) {
 		c.faults = append(c.faults, Fault{what, s})
 	}
 }
+
+// FaultCount is how much has been seen that a peer must not see, of what the report
+// has room for.
+func (c *Checker) FaultCount() int { return len(c.faults) }
 
 // Report says what has been seen so far.
 func (c *Checker) Report() Report {

@@ -27,7 +27,9 @@ func (c *talk) add(s wire.Segment) *talk {
 	c.now = c.now.Add(time.Millisecond)
 	s.Time = c.now
 	if c.tick != 0 {
-		c.tick++
+		if c.tick++; c.tick == 0 { // which stands for none
+			c.tick++
+		}
 		s.HasTimestamp, s.TSVal = true, c.tick
 	}
 	c.segments = append(c.segments, s)
@@ -268,5 +270,43 @@ func TestRetransmittedFIN(t *testing.T) {
 	}
 	if sent := check.Report().B; sent.FINs != 1 || sent.RetransmittedSegments != 1 || sent.Bytes != 100 {
 		t.Errorf("%+v", sent)
+	}
+}
+
+// What was agreed on in the handshake is there, and nothing else.
+func TestOptionsAstray(t *testing.T) {
+	plain := func(s *wire.Segment) { s.HasTimestamp = false }
+	stamped := func(s *wire.Segment) { s.HasTimestamp, s.TSVal = true, 9 }
+	sack := func(s *wire.Segment) { s.HasSACK = true }
+	offer := func(c *talk, ends ...int) *talk {
+		for _, i := range ends {
+			c.segments[i].SACKPermitted = true
+		}
+		return c
+	}
+	for _, test := range []struct {
+		name string
+		talk *talk
+		want int
+	}{
+		{"timestamps kept", start(7).fromServer(s0, 10, c0, 1000), 0},
+		{"a timestamp missing", start(7).fromServer(s0, 10, c0, 1000).last(plain), 1},
+		{"a RST has none", start(7).fromServer(s0, 0, c0, 1000).last(reset).last(plain), 0},
+		{"a timestamp that was not agreed on", start(0).fromServer(s0, 10, c0, 1000).last(stamped), 1},
+		{"a SACK", offer(start(7), 0, 1).fromServer(s0, 10, c0, 1000).last(sack), 0},
+		{"a SACK that only one end has offered", offer(start(7), 0).fromServer(s0, 10, c0, 1000).last(sack), 1},
+		{"no handshake was seen", (&talk{now: time.Unix(1e9, 0)}).fromServer(s0, 10, c0, 1000).last(stamped).last(sack), 0},
+	} {
+		check := wire.NewChecker(wire.Flow{A: client, B: server})
+		for _, s := range test.talk.segments {
+			check.Add(s)
+		}
+		r := check.Report()
+		if r.B.OptionsAstray != test.want || r.A.OptionsAstray != 0 {
+			t.Errorf("%s: %d of the server, %d of the client; want %d and none", test.name, r.B.OptionsAstray, r.A.OptionsAstray, test.want)
+		}
+		if (check.FaultCount() > 0) != (r.Err() != nil) {
+			t.Errorf("%s: %d faults, but %v", test.name, check.FaultCount(), r.Err())
+		}
 	}
 }

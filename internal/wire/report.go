@@ -54,6 +54,7 @@ type Sent struct {
 	AcksBack         int    // acknowledgements of less than before
 	AcksOfUnsent     int    // acknowledgements of what the other end never sent
 	ClockBack        int    // timestamps below earlier ones
+	OptionsAstray    int    // timestamps or SACKs where not agreed on, or timestamps missing
 
 	// LongestSilence is the longest time between two pieces of the stream, and
 	// SilentAt when it began.
@@ -67,6 +68,9 @@ type Fault struct {
 	What    string
 	Segment Segment
 }
+
+// WindowTakenBack is the fault of an end that announces less than before.
+const WindowTakenBack = "window taken back"
 
 // maxFaults bounds the memory of a hopeless case; the counts go on.
 const maxFaults = 16
@@ -95,6 +99,7 @@ func (r Report) Err() error {
 		count(int64(s.AcksBack), "acknowledgements going back from %v", s.Addr)
 		count(int64(s.AcksOfUnsent), "acknowledgements from %v of what was never sent", s.Addr)
 		count(int64(s.ClockBack), "timestamps going back from %v", s.Addr)
+		count(int64(s.OptionsAstray), "options from %v that are not as agreed on", s.Addr)
 	}
 	if len(all) == 0 {
 		return nil

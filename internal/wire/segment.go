@@ -50,6 +50,9 @@ type Segment struct {
 	HasTimestamp bool
 	TSVal, TSEcr uint32
 
+	SACKPermitted bool // a SYN that offers selective acknowledgements
+	HasSACK       bool // some are there
+
 	// ICMP marks an error message ("destination unreachable" and the like) about
 	// a segment: Src, Dst and Seq are those of the segment it quotes, which came
 	// from Src; the rest is zero.
@@ -84,6 +87,8 @@ const (
 	tcpOptionEnd        = 0
 	tcpOptionNop        = 1
 	tcpOptionScale      = 3
+	tcpOptionSACKPerm   = 4
+	tcpOptionSACK       = 5
 	tcpOptionTimestamps = 8
 )
 
@@ -223,6 +228,10 @@ func (s *Segment) parseOptions(b []byte) {
 		switch {
 		case kind == tcpOptionScale && len(value) == 1:
 			s.HasScale, s.Scale = s.Flags.Has(SYN), value[0]
+		case kind == tcpOptionSACKPerm:
+			s.SACKPermitted = s.Flags.Has(SYN)
+		case kind == tcpOptionSACK:
+			s.HasSACK = true
 		case kind == tcpOptionTimestamps && len(value) == 8:
 			s.HasTimestamp = true
 			s.TSVal, s.TSEcr = binary.BigEndian.Uint32(value), binary.BigEndian.Uint32(value[4:])

@@ -46,6 +46,8 @@ func tcp() *layers.TCP {
 		Options: []layers.TCPOption{
 			{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{5, 180}},
 			{OptionType: layers.TCPOptionKindNop},
+			{OptionType: layers.TCPOptionKindSACKPermitted, OptionLength: 2},
+			{OptionType: layers.TCPOptionKindSACK, OptionLength: 10, OptionData: make([]byte, 8)},
 			{OptionType: layers.TCPOptionKindWindowScale, OptionLength: 3, OptionData: []byte{7}},
 			{OptionType: layers.TCPOptionKindTimestamps, OptionLength: 10, OptionData: []byte{0, 0, 0, 9, 0, 0, 0, 8}},
 		},
@@ -57,6 +59,7 @@ func segment(src, dst netip.Addr, size int) wire.Segment {
 		Src: netip.AddrPortFrom(src, 1000), Dst: netip.AddrPortFrom(dst, 2000),
 		Seq: 4e9, Ack: 17, Len: size, Flags: wire.SYN | wire.ACK, Window: 500,
 		HasScale: true, Scale: 7, HasTimestamp: true, TSVal: 9, TSEcr: 8,
+		SACKPermitted: true, HasSACK: true,
 	}
 }
 
@@ -85,7 +88,7 @@ func TestParse(t *testing.T) {
 	fragment := packet(t, 100, ip4(layers.IPProtocolTCP), tcp())
 	fragment[7] = 1
 
-	header4, header6 := 24+40, 40+40
+	header4, header6 := 24+52, 40+52
 	for _, test := range []struct {
 		name string
 		data []byte
