@@ -64,6 +64,9 @@ func (s *Socket) deliverAll(snap *Snapshot, packets [][]byte) error {
 		return err
 	}
 	for _, packet := range packets {
+		if s.mayHaveEnded(snap) {
+			return nil
+		}
 		if !snap.missing(packet, info.Bytes_received-s.receivedBefore) {
 			continue
 		}
@@ -88,6 +91,9 @@ func (s *Socket) deliverAll(snap *Snapshot, packets [][]byte) error {
 // that is as old, which the kernel answers with a true acknowledgement
 // (tcp_send_dupack). It acknowledges nothing new.
 func (s *Socket) nudge(snap *Snapshot) error {
+	if s.mayHaveEnded(snap) {
+		return nil
+	}
 	injector, err := s.injector(door{})
 	if err == nil {
 		err = injector.Inject(rawfin.Segment{
@@ -97,4 +103,20 @@ func (s *Socket) nudge(snap *Snapshot) error {
 	s.effects.Nudged = err == nil
 	s.effects.Undelivered = errors.Join(s.effects.Undelivered, err)
 	return nil
+}
+
+// mayHaveEnded reports whether the connection may be at its end since it goes on. Then
+// nothing is injected any more: where there is no socket, the kernel answers the peer
+// with a RST, and in TIME_WAIT with an acknowledgement, which is answered with a RST by
+// a peer that has forgotten the connection. Our FIN is under way to it, or it has all.
+func (s *Socket) mayHaveEnded(snap *Snapshot) bool {
+	switch snap.State {
+	case StateLastAck, StateClosing:
+		return true
+	case StateFinWait1, StateFinWait2:
+		now, err := s.State()
+		return err != nil || now.row().finReceived
+	default:
+		return false
+	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gosoccr/gosoccr/diag"
 	"github.com/gosoccr/gosoccr/internal/host/hosttest"
 	"github.com/gosoccr/gosoccr/soccr"
 )
@@ -257,5 +258,133 @@ func TestBuffersOfUnconnectedSockets(t *testing.T) {
 				t.Errorf("%s: option %d is %d, %v; want %d", f.name, option, got, err, want)
 			}
 		}
+	}
+}
+
+// A closed connection without timestamps, data unread, waits for the end of its
+// TIME_WAIT, and has lost nothing by that; with timestamps it need not.
+func TestTimeWaitInTheWay(t *testing.T) {
+	n := newNetwork(t)
+	for _, f := range families {
+		for _, stamps := range []string{"0", "1"} {
+			if err := n.there.Sysctl("net.ipv4.tcp_timestamps", stamps); err != nil {
+				t.Fatal(err)
+			}
+			conn, peer := n.connect(t, f)
+			setInt(t, conn, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 77)
+			write(t, peer, []byte("unread"))
+			if err := conn.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			expectEOF(t, "peer", peer)
+			peer.Close()
+			inState(t, conn, soccr.StateClose)
+			snap := n.checkpoint(t, conn)
+			if stamps == "0" {
+				err := n.here.Do(func() error {
+					_, err := soccr.RestoreConn(snap, soccr.WithLock(n.lock))
+					return err
+				})
+				if !errors.Is(err, soccr.ErrAddrInUse) {
+					t.Errorf("%s: restored beside its TIME_WAIT: %v", f.name, err)
+				}
+				n.endTimeWait(t, snap)
+			}
+			moved := n.restore(t, snap)
+			expect(t, "conn", moved, []byte("unread"))
+			isOver(t, moved)
+		}
+	}
+}
+
+// endTimeWait does not wait for its end.
+func (n *network) endTimeWait(t *testing.T, snap *soccr.Snapshot) {
+	t.Helper()
+	ns := n.here.FD()
+	sockets, err := diag.Dial(&diag.Config{NetNS: ns})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sockets.Close()
+	waiting, err := sockets.Lookup(snap.Local, snap.Remote)
+	if err == nil {
+		err = sockets.Destroy(waiting)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A connection in LAST_ACK ends as soon as its FIN, sent again, is acknowledged. What
+// is injected to help it along must not meet its absence: the kernel would answer the
+// peer with a RST.
+func TestLastAckEndsAtOnce(t *testing.T) {
+	n := newNetwork(t)
+	tap := n.tap(t)
+	for _, f := range families {
+		for round := range 10 {
+			o := n.observe(t, f)
+			conn, peer := n.connect(t, f)
+			if err := peer.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			expectEOF(t, "conn", conn)
+			data := pattern(byte(round), 3000)
+			n.lockFor(conn)(true)
+			write(t, conn, data)
+			if err := conn.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			inState(t, conn, soccr.StateLastAck)
+			var options []soccr.Option
+			if round%2 == 1 {
+				options = append(options, soccr.WithTap(tap))
+			}
+			snap, err := soccr.Checkpoint(conn, append(options, soccr.WithLock(n.lock))...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			moved := n.restore(t, snap, options...)
+			expect(t, "peer", peer, data)
+			expectEOF(t, "peer", peer)
+			inState(t, moved, soccr.StateClose)
+			moved.Close()
+			peer.Close()
+			unnoticed(t, o)
+		}
+	}
+}
+
+// A peer that ends the connection while its flow is locked, and says so more than
+// once, is told once that this is known: it has forgotten the connection by then.
+func TestPeerEndsMeanwhile(t *testing.T) {
+	n := newNetwork(t)
+	tap := n.tap(t)
+	for _, f := range families {
+		o := n.observe(t, f)
+		conn, peer := n.connect(t, f)
+		if err := conn.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		expectEOF(t, "peer", peer)
+		inState(t, conn, soccr.StateFinWait2)
+		snap, err := soccr.Checkpoint(conn, soccr.WithLock(n.lock), soccr.WithTap(tap))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := pattern(1, 500)
+		write(t, peer, data)
+		if err := peer.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the FIN was sent again", func() bool { return info(t, peer).Total_retrans >= 2 })
+		moved := n.restore(t, snap, soccr.WithTap(tap))
+		expect(t, "conn", moved, data)
+		expectEOF(t, "conn", moved)
+		inState(t, peer, soccr.StateClose)
+		time.Sleep(20 * time.Millisecond) // for what should not come
+		moved.Close()
+		peer.Close()
+		unnoticed(t, o)
 	}
 }

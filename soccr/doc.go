@@ -37,7 +37,11 @@
 // are being made send their SYN again, and what was closed or reset is found so by
 // its program, data that it had not read before. The one thing that cannot be asked
 // without taking it away is which error waits (SO_ERROR): it comes back as
-// ECONNRESET. A connection that shall not go on can come back as closed, with or
+// ECONNRESET. To put a closed one back on its own host ends its TIME_WAIT there, if it
+// has timestamps: what its peer may still send is then answered with a RST. Without
+// timestamps it cannot come back there until TIME_WAIT is over, after a minute
+// (ErrAddrInUse). What it had not read is in the snapshot in any case.
+// A connection that shall not go on can come back as closed, with or
 // without a word to its peer ([WithClosed], [WithReset], [ResetPeer]).
 //
 // # Other hosts, other addresses

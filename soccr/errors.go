@@ -54,6 +54,9 @@ var (
 	ErrNoPermission = errors.New("not permitted")
 	// ErrChanged: the connection went on while it was being saved.
 	ErrChanged = errors.New("connection changed while it was saved")
+	// ErrDamaged: the program was not stopped, and wrote while its receive queue was
+	// being saved: what it wrote is there now, and what the peer sends next is lost.
+	ErrDamaged = errors.New("program has written into its own receive queue")
 	// ErrMismatch: the kernel does not hold what Restore put there.
 	ErrMismatch = errors.New("restored socket differs from the snapshot")
 	// ErrBuffer: a queue does not fit into the socket's buffers.
@@ -72,7 +75,7 @@ var hints = [...]struct {
 	{ErrUrgent, "let the program read it, then save again"},
 	{ErrULP, "kernel TLS state cannot be read back; let the program do its own TLS"},
 	{ErrInFlight, "let the program accept them, or say with WithInFlight what shall become of them"},
-	{ErrAddrInUse, "close or move the socket that has it; ss -tan shows it"},
+	{ErrAddrInUse, "close or move the socket that has it, or wait for the end of its TIME_WAIT; ss -tan shows it"},
 	{ErrAddrNotAvailable, "add the address to a device of this host first (ip address add)"},
 	{ErrNoDevice, "map the device's name with a Mapping"},
 	{ErrOption, "the message names it; remove it from the snapshot if the program can do without, or restore on a host whose kernel has it"},
@@ -80,6 +83,7 @@ var hints = [...]struct {
 	{ErrNoRoute, "add the route first (ip route add)"},
 	{ErrNoPermission, "CAP_NET_ADMIN (half-closed states: CAP_NET_RAW too) is needed in the user namespace that owns the socket's network namespace"},
 	{ErrChanged, "stop its program and lock the flow before the pause"},
+	{ErrDamaged, "stop the program before the pause; this connection has to be given up"},
 	{ErrBuffer, "raise net.core.rmem_max and wmem_max, or run with CAP_NET_ADMIN in the initial user namespace, which may exceed them"},
 	{ErrInjection, "let packets with the mark through on the loopback device, in OUTPUT, PREROUTING and INPUT, or choose another mark with WithMark, for the lock too"},
 }
