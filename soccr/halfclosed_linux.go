@@ -15,7 +15,7 @@ type closing struct {
 }
 
 // closings are the ways to the states beyond ESTABLISHED, RFC 9293 figure 5.
-var closings = map[State][]closing{
+var closings = [...][]closing{
 	StateCloseWait: {{(*replayer).peerFIN, StateCloseWait}},
 	StateFinWait1:  {{(*replayer).ownFIN, StateFinWait1}},
 	StateFinWait2:  {{(*replayer).ownFIN, StateFinWait1}, {(*replayer).peerACK, StateFinWait2}},
@@ -23,6 +23,14 @@ var closings = map[State][]closing{
 	StateLastAck:   {{(*replayer).peerFIN, StateCloseWait}, {(*replayer).ownFIN, StateLastAck}},
 	StateClose: {{(*replayer).peerFIN, StateCloseWait}, {(*replayer).ownFIN, StateLastAck},
 		{(*replayer).peerACK, StateClose}},
+}
+
+// closings are those of a state, none if it is none of these.
+func (s State) closings() []closing {
+	if int(s) < len(closings) {
+		return closings[s]
+	}
+	return nil
 }
 
 // resetting is the way of a connection that the peer has reset.
@@ -40,7 +48,7 @@ type replayer struct {
 
 // replay puts unsent bytes into the send queue and exchanges the FINs.
 func (s *Socket) replay(snap *Snapshot, plan windowPlan) (err error) {
-	steps := closings[snap.State]
+	steps := snap.State.closings()
 	if snap.Reset {
 		steps = resetting
 	}

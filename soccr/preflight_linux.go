@@ -70,7 +70,7 @@ func (p *preflight) connection(s *Snapshot) {
 	if p.set.closes(s) {
 		return
 	}
-	p.injects = p.injects || len(closings[s.State]) > 0 && s.Remote.IsValid()
+	p.injects = p.injects || len(s.State.closings()) > 0 && s.Remote.IsValid()
 	fd, err := NewSocket(s)
 	if err != nil {
 		p.found("socket", s.Local, s.Remote, err)

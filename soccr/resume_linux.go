@@ -134,7 +134,7 @@ func (s *Socket) planSend(snap *Snapshot) sendPlan {
 }
 
 func (s *Socket) planPriming(snap *Snapshot) priming {
-	if s.options.plain || s.options.mark == 0 {
+	if s.options.plain || s.options.mark == 0 || s.options.path == PathAuto && !snap.inUse(s.trimmed) {
 		return priming{}
 	}
 	return planPriming(snap, s.trimmed, s.options.path, s.options.pathWait, time.Now())

@@ -342,7 +342,7 @@ type observation struct {
 // observe must run while no queue is selected: an ACK that arrives while the
 // send queue is would mark unsent bytes as sent.
 func (s *Socket) observe(o *observation) (err error) {
-	if o.info, err = s.info(); err != nil || !State(o.info.State).row().movable {
+	if err = tcpinfo.Read(s.fd, &o.info); err != nil || !State(o.info.State).row().movable {
 		return err
 	}
 	return s.observeRest(o)
@@ -367,7 +367,7 @@ func (s *Socket) observeQueues(o *observation) (err error) {
 // observeAgain reads what can have changed since before. The windows do not when
 // no segment has come or gone.
 func (s *Socket) observeAgain(o, before *observation) (err error) {
-	if o.info, err = s.info(); err != nil || !State(o.info.State).row().movable {
+	if err = tcpinfo.Read(s.fd, &o.info); err != nil || !State(o.info.State).row().movable {
 		return err
 	}
 	if o.info.Segs_in != before.info.Segs_in || o.info.Segs_out != before.info.Segs_out {

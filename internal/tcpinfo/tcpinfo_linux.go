@@ -47,22 +47,38 @@ var ErrShort = errors.New("tcp_info is too short")
 // here, from a newer kernel, are ignored.
 func Parse(b []byte) (Info, error) {
 	var info Info
-	if len(b) < int(minSize) {
-		return info, fmt.Errorf("%w: %d bytes", ErrShort, len(b))
+	copy(info.bytes(), b)
+	return info, info.decode(len(b))
+}
+
+// bytes are the struct tcp_info in it.
+func (i *Info) bytes() []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(&i.TCPInfo)), unix.SizeofTCPInfo)
+}
+
+// decode fills in what is not among the n bytes that are there.
+func (i *Info) decode(n int) error {
+	if n < int(minSize) {
+		return fmt.Errorf("%w: %d bytes", ErrShort, n)
 	}
-	copy(unsafe.Slice((*byte)(unsafe.Pointer(&info.TCPInfo)), unix.SizeofTCPInfo), b)
-	info.SndWscale, info.RcvWscale = scales(b[scalesOffset], bigEndian)
-	return info, nil
+	i.SndWscale, i.RcvWscale = scales(i.bytes()[scalesOffset], bigEndian)
+	return nil
 }
 
 // Get reads the TCP_INFO of a socket.
 func Get(fd int) (Info, error) {
-	var b [unix.SizeofTCPInfo]byte
-	n, err := sockopt.Get(fd, unix.IPPROTO_TCP, unix.TCP_INFO, b[:])
+	var info Info
+	err := Read(fd, &info)
+	return info, err
+}
+
+// Read is Get into an Info that is zero, or was read from a socket of this kernel.
+func Read(fd int, info *Info) error {
+	n, err := sockopt.Get(fd, unix.IPPROTO_TCP, unix.TCP_INFO, info.bytes())
 	if err != nil {
-		return Info{}, err
+		return err
 	}
-	return Parse(b[:n])
+	return info.decode(n)
 }
 
 var bigEndian = binary.NativeEndian.Uint16([]byte{0, 1}) == 1
