@@ -21,7 +21,7 @@ func (l *Lock) allowMark(mark uint32) error {
 	if mark == l.table.config.mark || slices.Contains(l.marks, mark) {
 		return nil
 	}
-	tx := &transaction{table: l.table.name}
+	tx := l.table.begin()
 	for _, c := range l.table.chains() {
 		rules := injectedRules(mark, c)
 		slices.Reverse(rules) // each is put before all others
