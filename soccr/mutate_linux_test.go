@@ -143,7 +143,7 @@ func (m mutator) slice(v reflect.Value) {
 		added := reflect.New(v.Type().Elem()).Elem()
 		m.value(added)
 		v.Set(reflect.Append(v.Slice3(0, n, n), added))
-		if settings, ok := v.Interface().([]soccr.Setting); ok { // in the order that they need
+		if settings, ok := reflect.TypeAssert[[]soccr.Setting](v); ok { // in the order that they need
 			slices.SortStableFunc(settings, func(a, b soccr.Setting) int { return strings.Compare(a.Name, b.Name) })
 		}
 	}

@@ -182,11 +182,10 @@ func (s *Socket) readEarly(fd int, noOptions bool) error {
 		return nil
 	}
 	info, failed := s.info()
-	if snap.State = State(info.State); failed != nil || !snap.State.row().movable || s.readReuseAddr() != nil {
-		return nil
-	}
-	if memory, err := s.memory(); err == nil && s.saveOptions(&snap, &info, &memory) == nil {
-		s.early = &early{snap.Options, snap.sockets()}
+	if snap.State = State(info.State); failed == nil && snap.State.row().movable && s.readReuseAddr() == nil {
+		if memory, err := s.memory(); err == nil && s.saveOptions(&snap, &info, &memory) == nil {
+			s.early = &early{snap.Options, snap.sockets()}
+		}
 	}
 	return nil
 }
