@@ -90,6 +90,9 @@ func (s *Socket) setBuffer(b bufferKind, size int) error {
 		return err
 	}
 	if err := s.setBufferLock(lock &^ b.lock); err != nil {
+		if errors.Is(err, unix.EOPNOTSUPP) { // Multipath TCP: it stays as near as it came
+			return nil
+		}
 		return err
 	}
 	low, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT)
