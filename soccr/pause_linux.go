@@ -14,7 +14,9 @@ const ipprotoMPTCP = 262
 // Pause switches repair mode on (TCP_REPAIR): from now on the program can
 // neither read nor write, and closing the socket is silent. The kernel goes on
 // receiving, acknowledging and retransmitting, so stop the program and lock the
-// flow first. The caller keeps owning fd, which stays paused until Resume; a
+// flow first. (A thread that waits in a blocking write for room in the send buffer goes
+// on writing when there is some, and one in a blocking read goes on reading: both are
+// past the kernel's check. Calls that do not wait are wholly before or after Pause.) The caller keeps owning fd, which stays paused until Resume; a
 // paused socket that is paused again stays as it is.
 //
 // It needs CAP_NET_ADMIN in the user namespace that owns the socket's network

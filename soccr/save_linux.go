@@ -16,7 +16,8 @@ import (
 // A socket that could not be restored is refused here, while it is still alive:
 // ErrState (LISTEN, SYN_RECV, TIME_WAIT), ErrUrgent, ErrULP, ErrSigned. If the
 // connection moves while it is read, Save fails with ErrChanged; saving again is
-// then fine. Errors come inside an *OpError.
+// then fine. If the program was not stopped and has written meanwhile, the connection
+// may be past saving: ErrDamaged. Errors come inside an *OpError.
 func (s *Socket) Save() (*Snapshot, error) {
 	snap := new(Snapshot)
 	if err := s.SaveTo(snap); err != nil {
@@ -378,6 +379,11 @@ func (s *Socket) observeAgain(o, before *observation) (err error) {
 
 // unchanged compares two observations of a connection and names what moved.
 func (o *observation) unchanged(now *observation) error {
+	// What a program writes while its receive queue is selected is appended to that
+	// (tcp_send_rcvq), and came in no segment.
+	if now.info.Bytes_received != o.info.Bytes_received && now.info.Data_segs_in == o.info.Data_segs_in {
+		return &FieldError{Field: "RecvQueue", Want: o.received, Got: now.received, Err: ErrDamaged}
+	}
 	for _, f := range [...]struct {
 		field      string
 		then, here uint64

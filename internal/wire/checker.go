@@ -112,7 +112,7 @@ func (c *Checker) Add(s Segment) {
 	if s.Flags.Has(RST) {
 		// Its sequence number and window mean nothing more.
 		e.RSTs++
-		c.fault("RST", s)
+		c.fault(Reset, s)
 		return
 	}
 	c.options(e, s)

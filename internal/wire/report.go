@@ -69,8 +69,11 @@ type Fault struct {
 	Segment Segment
 }
 
-// WindowTakenBack is the fault of an end that announces less than before.
-const WindowTakenBack = "window taken back"
+// Two kinds of faults.
+const (
+	Reset           = "RST"
+	WindowTakenBack = "window taken back" // an end announces less than before
+)
 
 // maxFaults bounds the memory of a hopeless case; the counts go on.
 const maxFaults = 16

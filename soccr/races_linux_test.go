@@ -1,0 +1,479 @@
+package soccr_test
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/internal/host/hosttest"
+	"github.com/gosoccr/gosoccr/soccr"
+	"github.com/gosoccr/gosoccr/soccr/netlock"
+)
+
+var races = flag.Int("races", 0, "how often each race is run; 0: a few times")
+
+// raceRounds is how often to run a race of which there are so many.
+func raceRounds(usual int) int {
+	if *races > 0 {
+		return *races
+	}
+	return usual
+}
+
+// A race is what a peer does while its other end is being saved, beginning at any
+// moment. Before it, the conn has written out and the peer in.
+var peerRaces = []struct {
+	name string
+	// prepare is done before.
+	prepare func(t *testing.T, conn, peer *net.TCPConn)
+	// run is done meanwhile. It may write more of in, and says how much.
+	run func(peer *net.TCPConn, in []byte) (written int, err error)
+	// closes, resets: what the conn finds in the end.
+	closes, resets bool
+}{
+	{
+		name: "it sends",
+		run: func(peer *net.TCPConn, in []byte) (n int, err error) {
+			for n < len(in) && err == nil {
+				var more int
+				more, err = peer.Write(in[n:min(n+1+n/3, len(in))])
+				n += more
+			}
+			return n, err
+		},
+	}, {
+		name:   "it closes",
+		run:    func(peer *net.TCPConn, _ []byte) (int, error) { return 0, peer.CloseWrite() },
+		closes: true,
+	}, {
+		name: "it sends and closes",
+		run: func(peer *net.TCPConn, in []byte) (int, error) {
+			n, err := peer.Write(in[:1000])
+			return n, errors.Join(err, peer.CloseWrite())
+		},
+		closes: true,
+	}, {
+		name: "it resets",
+		run: func(peer *net.TCPConn, _ []byte) (int, error) {
+			return 0, errors.Join(peer.SetLinger(0), peer.Close())
+		},
+		resets: true,
+	}, {
+		name: "its window closes",
+		run: func(peer *net.TCPConn, _ []byte) (int, error) {
+			return 0, onFD(peer, func(fd int) error {
+				return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 2048)
+			})
+		},
+	}, {
+		name: "it probes a window that is closed",
+		prepare: func(t *testing.T, conn, _ *net.TCPConn) {
+			setInt(t, conn, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)
+		},
+		run: func(peer *net.TCPConn, in []byte) (int, error) { return peer.Write(in) },
+	}, {
+		name: "it reads", // and so acknowledges, and opens its window
+		run: func(peer *net.TCPConn, _ []byte) (int, error) {
+			return 0, onFD(peer, func(fd int) error {
+				if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<20); err != nil {
+					return err
+				}
+				return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)
+			})
+		},
+	},
+}
+
+func onFD(c *net.TCPConn, f func(fd int) error) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if outer := raw.Control(func(fd uintptr) { err = f(int(fd)) }); outer != nil {
+		return outer
+	}
+	return err
+}
+
+// Whatever the peer does while a connection is saved: under the lock it is moved
+// whole, and without one, for it goes on, Save has a snapshot that is exactly the
+// socket or says that it has changed. Nothing is ever lost in silence.
+func TestPeerRaces(t *testing.T) {
+	for _, race := range peerRaces {
+		for _, locked := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, locked %v", race.name, locked), func(t *testing.T) {
+				t.Parallel()
+				n := newNetwork(t)
+				changed := 0
+				for round := range raceRounds(12) {
+					f := families[round%len(families)]
+					random := rand.New(rand.NewPCG(uint64(round), 1))
+					in, out := pattern(byte(round), 50_000), pattern(byte(round+7), 30_000)
+					conn, peer := n.connect(t, f)
+					if race.prepare != nil {
+						race.prepare(t, conn, peer)
+					}
+					write(t, peer, in[:100])
+					eventually(t, "the bytes are here", func() bool { return ioctl(t, conn, unix.SIOCINQ) == 100 })
+					if !race.resets {
+						write(t, conn, out)
+					}
+					done := make(chan result, 1)
+					begin := make(chan struct{})
+					if err := peer.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+						t.Fatal(err)
+					}
+					go func() {
+						<-begin
+						n, err := race.run(peer, in[100:])
+						done <- result{n, err}
+					}()
+					close(begin)
+					spin(time.Duration(random.IntN(200)) * time.Microsecond)
+					var err error
+					if locked {
+						conn, err = n.raced(t, conn)
+					} else {
+						err = lookAt(conn, in, out, race.resets)
+					}
+					if errors.Is(err, soccr.ErrChanged) {
+						changed++
+					} else if err != nil {
+						t.Fatalf("round %d: %v", round, err)
+					}
+					var wg sync.WaitGroup
+					wg.Go(func() {
+						if !race.resets {
+							expect(t, "peer", peer, out)
+						}
+					})
+					if race.resets {
+						expectReset(t, conn, in[:100])
+						<-done
+					} else {
+						// The peer may be writing until this end reads.
+						expect(t, "conn", conn, in[:100])
+						r := drainAll(t, conn, in[100:], done)
+						if r.err != nil {
+							t.Fatalf("round %d: the peer: %v", round, r.err)
+						}
+						if race.closes {
+							expectEOF(t, "conn", conn)
+						}
+					}
+					wg.Wait()
+					abort(conn)
+					abort(peer)
+				}
+				t.Logf("%d of %d times it had changed", changed, raceRounds(12))
+			})
+		}
+	}
+}
+
+// spin waits for less time than a timer takes.
+func spin(d time.Duration) {
+	for start := time.Now(); time.Since(start) < d; {
+	}
+}
+
+// A result is how much a peer has written, and how that ended.
+type result struct {
+	n   int
+	err error
+}
+
+// drainAll reads what the peer writes, until it says how much that was.
+func drainAll(t *testing.T, conn net.Conn, want []byte, written <-chan result) (r result) {
+	t.Helper()
+	got := make([]byte, 0, len(want))
+	buf := make([]byte, 8192)
+	for finished := false; !finished || len(got) < r.n; {
+		select {
+		case r = <-written:
+			finished = true
+			continue
+		default:
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		k, err := conn.Read(buf)
+		got = append(got, buf[:k]...)
+		if errors.Is(err, io.EOF) && !finished {
+			r, finished = <-written, true
+		} else if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		if errors.Is(err, io.EOF) && len(got) < r.n {
+			t.Fatalf("the stream ends after %d bytes of %d", len(got), r.n)
+		}
+	}
+	if !bytes.Equal(got, want[:len(got)]) || len(got) != r.n {
+		t.Errorf("read %d bytes of %d, or others", len(got), r.n)
+	}
+	return r
+}
+
+// raced moves a connection under the lock.
+func (n *network) raced(t *testing.T, conn *net.TCPConn) (*net.TCPConn, error) {
+	t.Helper()
+	snap, err := soccr.Checkpoint(conn, soccr.WithLock(n.lock))
+	if err != nil {
+		return conn, err // it goes on
+	}
+	return n.restore(t, snap), nil
+}
+
+// lookAt saves a connection that nothing keeps from moving, and lets it go on. What
+// was saved has to be right.
+func lookAt(conn *net.TCPConn, in, out []byte, reset bool) error {
+	return onFD(conn, func(fd int) error {
+		s, err := soccr.Pause(fd)
+		if err != nil {
+			return err
+		}
+		snap, err := s.Save()
+		if err == nil && !reset {
+			switch {
+			case !bytes.HasPrefix(in, snap.RecvQueue) || len(snap.RecvQueue) < 100:
+				err = fmt.Errorf("saved %d received bytes, or others", len(snap.RecvQueue))
+			case !bytes.HasSuffix(out, snap.SendQueue):
+				err = fmt.Errorf("saved %d bytes to send, or others", len(snap.SendQueue))
+			}
+		}
+		return errors.Join(err, s.Resume())
+	})
+}
+
+// expectReset reads what came before a RST, and that there was one. Where it was kept
+// away by the lock, the next word to the peer brings another.
+func expectReset(t *testing.T, conn *net.TCPConn, before []byte) {
+	t.Helper()
+	expect(t, "conn", conn, before)
+	if err := conn.SetDeadline(time.Now().Add(15 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	_, told := conn.Write([]byte("anybody there?"))
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || !errors.Is(errors.Join(told, err), unix.ECONNRESET) {
+		t.Errorf("write: %v, read: %d bytes, %v; want ECONNRESET", told, n, err)
+	}
+}
+
+// An owner's threads may be anywhere in read(2), and in a write(2) that does not wait,
+// when their connection is taken. What they were told that they have read and written
+// is in the snapshot, to the byte; or Save says that a write has done damage. (One that
+// waits for room in a send buffer has to be stopped before: see Pause.)
+func TestOwnerRaces(t *testing.T) {
+	n := newNetwork(t)
+	damaged := 0
+	for round := range raceRounds(30) {
+		random := rand.New(rand.NewPCG(uint64(round), 2))
+		conn, peer := n.connect(t, families[round%len(families)])
+		in, out := pattern(byte(round), 4<<20), pattern(byte(round+9), 4<<20)
+		local, remote := conn.LocalAddr().(*net.TCPAddr).AddrPort(), conn.RemoteAddr().(*net.TCPAddr).AddrPort()
+		fd := ownDescriptor(t, conn)
+		var read, written atomic.Int64
+		var owners, peers sync.WaitGroup
+		owners.Go(func() {
+			for buf := make([]byte, 5000); ; {
+				k, err := unix.Read(fd, buf)
+				if err != nil || k <= 0 {
+					return
+				}
+				read.Add(int64(k))
+			}
+		})
+		owners.Go(func() {
+			for {
+				at := written.Load()
+				k, err := unix.SendmsgN(fd, out[at:min(at+30_000, int64(len(out)))], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+				if errors.Is(err, unix.EAGAIN) {
+					time.Sleep(50 * time.Microsecond)
+					continue
+				}
+				if err != nil || k <= 0 {
+					return
+				}
+				written.Add(int64(k))
+			}
+		})
+		peers.Go(func() { _, _ = peer.Write(in) })
+		got := make([]byte, 0, len(out))
+		peers.Go(func() {
+			for buf := make([]byte, 7000); ; {
+				k, err := peer.Read(buf)
+				got = append(got, buf[:k]...)
+				if err != nil {
+					return
+				}
+			}
+		})
+		spin(time.Duration(random.IntN(3000)) * time.Microsecond)
+		snap, err := takeWith(n.lock, fd, local, remote)
+		if errors.Is(err, soccr.ErrDamaged) { // it was not stopped, and is told so
+			damaged++
+			unix.Close(fd)
+			abort(peer)
+			owners.Wait()
+			peers.Wait()
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		owners.Wait()
+		if at := in[read.Load():]; !bytes.HasPrefix(at, snap.RecvQueue) {
+			t.Errorf("round %d: the owner has read %d bytes, and the next %d are not those in the queue", round, read.Load(), len(snap.RecvQueue))
+		}
+		if rest := out[:written.Load()]; !bytes.HasSuffix(rest, snap.SendQueue) {
+			t.Errorf("round %d: the owner has written %d bytes, and the last %d are not those in the queue", round, written.Load(), len(snap.SendQueue))
+		}
+		moved := n.restore(t, snap)
+		expect(t, "conn", moved, in[read.Load():])
+		if err := moved.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		peers.Wait()
+		if !bytes.Equal(got, out[:written.Load()]) {
+			t.Errorf("round %d: the peer has read %d bytes, or others; the owner has written %d", round, len(got), written.Load())
+		}
+		unix.Close(fd)
+		abort(moved)
+		abort(peer)
+	}
+	t.Logf("%d of %d times the owner had damaged it", damaged, raceRounds(30))
+}
+
+// ownDescriptor is a blocking one, in place of the conn's.
+func ownDescriptor(t *testing.T, conn *net.TCPConn) (fd int) {
+	t.Helper()
+	control(t, conn, func(own int) {
+		var err error
+		if fd, err = unix.FcntlInt(uintptr(own), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			err = unix.SetNonblock(fd, false)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	conn.Close()
+	return fd
+}
+
+// takeWith does what a checkpointer does: it takes the connection, or lets it go on.
+func takeWith(lock *netlock.Lock, fd int, local, remote netip.AddrPort) (*soccr.Snapshot, error) {
+	if err := lock.LockFlow(local, remote); err != nil {
+		return nil, err
+	}
+	s, err := soccr.Pause(fd)
+	if err != nil {
+		return nil, errors.Join(err, lock.UnlockFlow(local, remote))
+	}
+	var snap *soccr.Snapshot
+	for range 20 {
+		if snap, err = s.Save(); !errors.Is(err, soccr.ErrChanged) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.UnlockFlow(local, remote), s.Resume())
+	}
+	return snap, s.Disconnect()
+}
+
+// Two checkpointers with locks of their own want the same connection. One has it, or
+// both give up and it goes on; whatever the second one has can do no harm, and
+// nothing is lost.
+func TestTwoCheckpointers(t *testing.T) {
+	n := newNetwork(t)
+	other := &network{here: n.here, there: n.there}
+	other.makeLock(t)
+	second := other.lock
+	both, neither := 0, 0
+	for round := range raceRounds(40) {
+		f := families[round%len(families)]
+		random := rand.New(rand.NewPCG(uint64(round), 3))
+		o := n.observe(t, f)
+		conn, peer := n.connect(t, f)
+		in, out := pattern(1, 20_000), pattern(2, 20_000)
+		write(t, peer, in[:5000])
+		write(t, conn, out[:5000])
+		local, remote := conn.LocalAddr().(*net.TCPAddr).AddrPort(), conn.RemoteAddr().(*net.TCPAddr).AddrPort()
+		fd := ownDescriptor(t, conn)
+		var snaps [2]*soccr.Snapshot
+		var errs [2]error
+		var wg sync.WaitGroup
+		delay := time.Duration(random.IntN(300)) * time.Microsecond
+		wg.Go(func() { snaps[0], errs[0] = takeWith(n.lock, fd, local, remote) })
+		wg.Go(func() { spin(delay); snaps[1], errs[1] = takeWith(second, fd, local, remote) })
+		wg.Wait()
+		for i, snap := range snaps {
+			if snap != nil && !snap.Remote.IsValid() {
+				snaps[i] = nil // it came too late: to what the other one has left
+			}
+		}
+		var moved *net.TCPConn
+		switch {
+		case snaps[0] == nil && snaps[1] == nil: // each was in the other's way
+			neither++
+			t.Logf("round %d: %v", round, errors.Join(errs[:]...))
+			moved = n.fileConn(t, fd)
+		default:
+			if snaps[0] != nil && snaps[1] != nil {
+				both++
+			}
+			for i, lock := range []*netlock.Lock{n.lock, second} {
+				if snaps[i] == nil {
+					continue
+				}
+				// Who has it puts it back; the other one, if it thinks so too, cannot.
+				other := []*netlock.Lock{second, n.lock}[i]
+				if err := other.UnlockFlow(local, remote); err != nil {
+					t.Fatal(err)
+				}
+				if moved != nil {
+					err := n.here.Do(func() error {
+						_, err := soccr.RestoreConn(snaps[i])
+						return err
+					})
+					if !errors.Is(err, soccr.ErrAddrInUse) {
+						t.Fatalf("round %d: restored twice: %v", round, err)
+					}
+					continue
+				}
+				hosttest.Do(t, n.here, func() (err error) {
+					moved, err = soccr.RestoreConn(snaps[i], soccr.WithLock(lock))
+					return err
+				})
+			}
+		}
+		for _, lock := range []*netlock.Lock{n.lock, second} {
+			if err := lock.UnlockFlow(local, remote); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wg.Go(func() { write(t, peer, in[5000:]); write(t, moved, out[5000:]) })
+		expect(t, "conn", moved, in)
+		expect(t, "peer", peer, out)
+		wg.Wait()
+		moved.Close()
+		expectEOF(t, "peer", peer)
+		peer.Close()
+		unix.Close(fd)
+		unnoticed(t, o)
+	}
+	t.Logf("%d times, both had it %d times, and neither %d times", raceRounds(40), both, neither)
+}
