@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -107,6 +108,9 @@ func (w *worker) survey() error {
 	pids, err := proc.Tree(w.pid)
 	if err != nil {
 		return err
+	}
+	if slices.Contains(pids, os.Getpid()) { // before its relatives are looked into
+		return fmt.Errorf("stop process %d: %w", w.pid, proc.ErrOwn)
 	}
 	inodes := map[uint32]int{}
 	complete := w.outside != nil
