@@ -14,10 +14,15 @@ const ipprotoMPTCP = 262
 // Pause switches repair mode on (TCP_REPAIR): from now on the program can
 // neither read nor write, and closing the socket is silent. The kernel goes on
 // receiving, acknowledging and retransmitting, so stop the program and lock the
-// flow first. (A thread that waits in a blocking write for room in the send buffer goes
-// on writing when there is some, and one in a blocking read goes on reading: both are
-// past the kernel's check. Calls that do not wait are wholly before or after Pause.) The caller keeps owning fd, which stays paused until Resume; a
+// flow first. (A thread that waits in a blocking write for room in the send buffer
+// goes on writing when there is some, and one in a blocking read goes on reading:
+// both are past the kernel's check. Calls that do not wait are wholly before or
+// after Pause.) The caller keeps owning fd, which stays paused until Resume; a
 // paused socket that is paused again stays as it is.
+//
+// Repair mode belongs to the socket, not to who switched it on: of two that work on
+// one socket at the same time, each may read what the other has selected. Neither the
+// kernel nor a lock of the flow keeps the second one out; that is up to the callers.
 //
 // It needs CAP_NET_ADMIN in the user namespace that owns the socket's network
 // namespace, or somebody who has it (WithRepairer), and fails with

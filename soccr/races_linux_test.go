@@ -17,7 +17,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/gosoccr/gosoccr/internal/host/hosttest"
 	"github.com/gosoccr/gosoccr/soccr"
 	"github.com/gosoccr/gosoccr/soccr/netlock"
 )
@@ -392,88 +391,4 @@ func takeWith(lock *netlock.Lock, fd int, local, remote netip.AddrPort) (*soccr.
 		return nil, errors.Join(err, lock.UnlockFlow(local, remote), s.Resume())
 	}
 	return snap, s.Disconnect()
-}
-
-// Two checkpointers with locks of their own want the same connection. One has it, or
-// both give up and it goes on; whatever the second one has can do no harm, and
-// nothing is lost.
-func TestTwoCheckpointers(t *testing.T) {
-	n := newNetwork(t)
-	other := &network{here: n.here, there: n.there}
-	other.makeLock(t)
-	second := other.lock
-	both, neither := 0, 0
-	for round := range raceRounds(40) {
-		f := families[round%len(families)]
-		random := rand.New(rand.NewPCG(uint64(round), 3))
-		o := n.observe(t, f)
-		conn, peer := n.connect(t, f)
-		in, out := pattern(1, 20_000), pattern(2, 20_000)
-		write(t, peer, in[:5000])
-		write(t, conn, out[:5000])
-		local, remote := conn.LocalAddr().(*net.TCPAddr).AddrPort(), conn.RemoteAddr().(*net.TCPAddr).AddrPort()
-		fd := ownDescriptor(t, conn)
-		var snaps [2]*soccr.Snapshot
-		var errs [2]error
-		var wg sync.WaitGroup
-		delay := time.Duration(random.IntN(300)) * time.Microsecond
-		wg.Go(func() { snaps[0], errs[0] = takeWith(n.lock, fd, local, remote) })
-		wg.Go(func() { spin(delay); snaps[1], errs[1] = takeWith(second, fd, local, remote) })
-		wg.Wait()
-		for i, snap := range snaps {
-			if snap != nil && !snap.Remote.IsValid() {
-				snaps[i] = nil // it came too late: to what the other one has left
-			}
-		}
-		var moved *net.TCPConn
-		switch {
-		case snaps[0] == nil && snaps[1] == nil: // each was in the other's way
-			neither++
-			t.Logf("round %d: %v", round, errors.Join(errs[:]...))
-			moved = n.fileConn(t, fd)
-		default:
-			if snaps[0] != nil && snaps[1] != nil {
-				both++
-			}
-			for i, lock := range []*netlock.Lock{n.lock, second} {
-				if snaps[i] == nil {
-					continue
-				}
-				// Who has it puts it back; the other one, if it thinks so too, cannot.
-				other := []*netlock.Lock{second, n.lock}[i]
-				if err := other.UnlockFlow(local, remote); err != nil {
-					t.Fatal(err)
-				}
-				if moved != nil {
-					err := n.here.Do(func() error {
-						_, err := soccr.RestoreConn(snaps[i])
-						return err
-					})
-					if !errors.Is(err, soccr.ErrAddrInUse) {
-						t.Fatalf("round %d: restored twice: %v", round, err)
-					}
-					continue
-				}
-				hosttest.Do(t, n.here, func() (err error) {
-					moved, err = soccr.RestoreConn(snaps[i], soccr.WithLock(lock))
-					return err
-				})
-			}
-		}
-		for _, lock := range []*netlock.Lock{n.lock, second} {
-			if err := lock.UnlockFlow(local, remote); err != nil {
-				t.Fatal(err)
-			}
-		}
-		wg.Go(func() { write(t, peer, in[5000:]); write(t, moved, out[5000:]) })
-		expect(t, "conn", moved, in)
-		expect(t, "peer", peer, out)
-		wg.Wait()
-		moved.Close()
-		expectEOF(t, "peer", peer)
-		peer.Close()
-		unix.Close(fd)
-		unnoticed(t, o)
-	}
-	t.Logf("%d times, both had it %d times, and neither %d times", raceRounds(40), both, neither)
 }
