@@ -80,7 +80,7 @@ const forever = -1 // an end that no offset reaches
 // its peer's, are full or nearly so, and data flow in both directions.
 func TestFullQueues(t *testing.T) {
 	const moves = 500
-	for i, f := range []family{ip4, ip6} {
+	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			n := newNetwork(t)
@@ -90,7 +90,7 @@ func TestFullQueues(t *testing.T) {
 			if err := n.here.Sysctl("net.ipv4.tcp_wmem", fmt.Sprint("4096 16384 ", most)); err != nil {
 				t.Fatal(err)
 			}
-			n.testFullQueues(t, f, moves/2, uint64(i))
+			n.testFullQueues(t, f, (moves+len(families)-1)/len(families), uint64(i))
 		})
 	}
 }
