@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -105,12 +104,12 @@ func (w *worker) close() error {
 // the connection disappear. That takes a look into all processes, so it comes
 // before the program is stopped, and only when there are new sockets.
 func (w *worker) survey() error {
+	if err := proc.NotOwn(w.pid); err != nil { // before its relatives are looked into
+		return err
+	}
 	pids, err := proc.Tree(w.pid)
 	if err != nil {
 		return err
-	}
-	if slices.Contains(pids, os.Getpid()) { // before its relatives are looked into
-		return fmt.Errorf("stop process %d: %w", w.pid, proc.ErrOwn)
 	}
 	inodes := map[uint32]int{}
 	complete := w.outside != nil

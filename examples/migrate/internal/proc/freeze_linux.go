@@ -71,6 +71,17 @@ type thread struct {
 	stopped  bool
 }
 
+// NotOwn fails with ErrOwn if a process is this program, or one that started it:
+// nobody would be left to let it go on.
+func NotOwn(root int) error {
+	for pid := os.Getpid(); pid > 1; pid = Parent(pid) {
+		if pid == root {
+			return fmt.Errorf("stop process %d: %w", root, ErrOwn)
+		}
+	}
+	return nil
+}
+
 // Freeze stops a process and all its descendants. If one of them cannot be stopped
 // within the limit, all go on, and it fails. Threads wait in vain to be stopped
 // while they are inside the kernel, as in vfork(2) or in a hanging file system.
@@ -82,10 +93,8 @@ type thread struct {
 // timeout of the first epoll_wait may be longer by the time that it has lasted;
 // and so is every timeout of epoll_pwait2(2).
 func (f *Freezer) Freeze(root int, limit time.Duration) (*Frozen, error) {
-	for pid := os.Getpid(); pid > 1; pid = Parent(pid) {
-		if pid == root {
-			return nil, fmt.Errorf("stop process %d: %w", root, ErrOwn)
-		}
+	if err := NotOwn(root); err != nil {
+		return nil, err
 	}
 	z := &Frozen{freezer: f, threads: map[int]*thread{}}
 	err := f.do(func() error {
