@@ -119,13 +119,13 @@ var datagramRules = []rule[DatagramSnapshot]{
 	{"Options.Settings", "options that are kept of such a socket, by rising name, with values that they can have",
 		func(d *DatagramSnapshot) any { return wrongSetting(d.Options.Settings, d.sockets()) },
 		func(d *DatagramSnapshot) bool { return wrongSetting(d.Options.Settings, d.sockets()) == "" }},
-	{"Groups", "at most 256 different multicast groups, of IPv4 or the socket's family, on devices, with at most 64 sources each",
+	{"Groups", "at most 256 different multicast groups, of the socket's family or, unless Raw, of IPv4, on devices, with at most 64 sources each",
 		func(d *DatagramSnapshot) any { return len(d.Groups) },
 		func(d *DatagramSnapshot) bool {
 			for i := range min(len(d.Groups), maxGroups) {
 				g := &d.Groups[i]
 				again := func(other Group) bool { return other.Addr == g.Addr && other.Device == g.Device }
-				if !g.valid(d.Local.Addr()) || slices.ContainsFunc(d.Groups[:i], again) {
+				if !g.valid(d) || slices.ContainsFunc(d.Groups[:i], again) {
 					return false
 				}
 			}
@@ -153,7 +153,7 @@ func validDatagramEnd(addr netip.Addr) bool {
 	return addr.IsValid() && (addr.Zone() == "" || linkLocal && !addr.Is4In6())
 }
 
-func (g *Group) valid(local netip.Addr) bool {
+func (g *Group) valid(d *DatagramSnapshot) bool {
 	ofFamily := func(a netip.Addr) bool {
 		return a.IsValid() && a.Zone() == "" && !a.Is4In6() && a.Is4() == g.Addr.Is4()
 	}
@@ -162,8 +162,9 @@ func (g *Group) valid(local netip.Addr) bool {
 			return false
 		}
 	}
-	return ofFamily(g.Addr) && g.Addr.IsMulticast() && (g.Addr.Is4() || local.Is6()) && validDevice(g.Device) &&
-		len(g.Sources) <= maxSources
+	// Raw sockets of IPv6 have no options of IPv4's (rawv6_setsockopt).
+	joins := g.Addr.Is4() == d.Local.Addr().Is4() || g.Addr.Is4() && d.Raw == 0
+	return ofFamily(g.Addr) && g.Addr.IsMulticast() && joins && validDevice(g.Device) && len(g.Sources) <= maxSources
 }
 
 func (d *Datagram) valid(local netip.Addr) bool {

@@ -265,10 +265,11 @@ func (s *Socket) prepareDatagram(d *DatagramSnapshot) error {
 	if err := s.apply(beforeBind); err != nil {
 		return err
 	}
-	if !d.Options.ReuseAddr {
-		return nil
+	reuse := 0
+	if d.Options.ReuseAddr {
+		reuse = 1
 	}
-	return sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	return sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, reuse) // ping and raw sockets begin with it (INET_PROTOSW_REUSE)
 }
 
 func (s *Socket) bindDatagram(d *DatagramSnapshot) error {

@@ -219,6 +219,56 @@ func TestEveryOptionOfDatagramSockets(t *testing.T) {
 	}
 }
 
+// Ping and raw sockets begin with SO_REUSEADDR, and those of IPv6 have no options of
+// IPv4's: both are as they were after a move, also on an address that is gone.
+func TestDatagramSocketsThatBeginOtherwise(t *testing.T) {
+	n := newNetwork(t)
+	allowPing(t, n.here)
+	gone := map[family]netip.Addr{ip4: netip.MustParseAddr("10.77.0.9"), ip6: netip.MustParseAddr("fd77::9")}
+	for _, k := range []struct {
+		name            string
+		style           int
+		protocol, over6 int
+	}{
+		{"UDP", unix.SOCK_DGRAM, unix.IPPROTO_UDP, unix.IPPROTO_UDP},
+		{"ping", unix.SOCK_DGRAM, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6},
+		{"raw", unix.SOCK_RAW, 253, 253},
+	} {
+		for _, f := range []family{ip4, ip6} {
+			for reuse := range 2 {
+				t.Run(fmt.Sprintf("%s/%s/%d", k.name, f.name, reuse), func(t *testing.T) {
+					protocol, level, option := k.protocol, unix.IPPROTO_IP, unix.IP_FREEBIND
+					if f == ip6 {
+						protocol, level, option = k.over6, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND
+					}
+					fd := n.rawSocket(t, f.domain(), k.style, protocol)
+					for _, err := range []error{
+						unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, reuse),
+						unix.SetsockoptInt(fd, level, option, 1),
+						unix.Bind(fd, f.sockaddr(gone[f], 4243)),
+						unix.SetsockoptInt(fd, level, option, 0),
+					} {
+						if err != nil {
+							t.Fatal(err)
+						}
+					}
+					snap, moved, _ := n.moveDatagram(t, fd)
+					if !snap.Options.Foreign || snap.Options.ReuseAddr != (reuse == 1) {
+						t.Errorf("saved as %+v", snap.Options)
+					}
+					again, err := soccr.SaveDatagram(moved)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if again.Local != snap.Local || !again.Options.Foreign || again.Options.ReuseAddr != snap.Options.ReuseAddr {
+						t.Errorf("restored as %+v, want %+v", again, snap)
+					}
+				})
+			}
+		}
+	}
+}
+
 // What was not read is read after the move: in order, from whom it came.
 func TestUnreadDatagrams(t *testing.T) {
 	for _, k := range datagramKinds {

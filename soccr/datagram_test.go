@@ -136,6 +136,7 @@ func TestDatagramValidate(t *testing.T) {
 		{"Groups", func(d *DatagramSnapshot) { d.Groups[1].Addr = addr("ff02::77%eth1") }},
 		{"Groups", func(d *DatagramSnapshot) { d.Groups[1].Sources[0] = addr("192.0.2.1") }},
 		{"Groups", func(d *DatagramSnapshot) { d.Groups[1].Sources = make([]netip.Addr, 65) }},
+		{"Groups", func(d *DatagramSnapshot) { d.Lite, d.Raw, d.Options.Settings = false, 253, nil }}, // and one of IPv4
 		{"Groups", func(d *DatagramSnapshot) { d.Groups = make([]Group, 257) }},
 		{"Groups", func(d *DatagramSnapshot) { d.Groups = append(d.Groups[:1:1], d.Groups...) }},
 		{"Remote", func(d *DatagramSnapshot) { d.Local = end("[::]:5000") }},

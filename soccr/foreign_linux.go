@@ -52,7 +52,13 @@ func bindForeign(fd int, foreign bool, bind func() error) error {
 	if !foreign {
 		return bind()
 	}
-	set := func(on int) error { return sockopt.SetInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, on) } // IPv6 shares it
+	set := func(on int) error { // one flag for both
+		err := sockopt.SetInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, on)
+		if errors.Is(err, unix.ENOPROTOOPT) { // raw sockets of IPv6 have no options of IPv4's (rawv6_setsockopt)
+			err = sockopt.SetInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, on)
+		}
+		return err
+	}
 	if err := set(1); err != nil {
 		return err
 	}
