@@ -146,7 +146,7 @@ func (n *network) moveDatagram(t *testing.T, fd int) (snap *soccr.DatagramSnapsh
 		return err
 	})
 	t.Cleanup(func() { unix.Close(moved) })
-	if err := soccr.StartDatagram(moved, snap, soccr.WithLosses(func(l soccr.Loss) { lost = append(lost, l) })); err != nil {
+	if err := soccr.StartDatagram(moved, snap, soccr.WithRoutes(), soccr.WithLosses(func(l soccr.Loss) { lost = append(lost, l) })); err != nil {
 		t.Fatal(err)
 	}
 	return snap, moved, lost

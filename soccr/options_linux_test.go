@@ -88,7 +88,7 @@ var unusual = map[string]soccr.Setting{
 	"UDP_SEGMENT":           {Number: 1000},
 }
 
-// segmentRouting is a header of one segment that has been reached already.
+// segmentRouting is a header of one segment, the peer, without any before it.
 var segmentRouting = slices.Concat([]byte{0, 2, 4, 0, 0, 0, 0, 0}, ip6.there.AsSlice())
 
 func unusualValue(t *testing.T, row soccr.OptionRow) soccr.Setting {
@@ -174,7 +174,7 @@ func TestEveryOptionOfConnections(t *testing.T) {
 					t.Fatalf("saved, -want +got:\n%s", d)
 				}
 				var lost []soccr.Loss
-				moved := n.restore(t, travelled(t, snap), soccr.WithLosses(func(l soccr.Loss) { lost = append(lost, l) }))
+				moved := n.restore(t, travelled(t, snap), soccr.WithRoutes(), soccr.WithLosses(func(l soccr.Loss) { lost = append(lost, l) }))
 				if lost != nil {
 					t.Errorf("lost: %v", lost)
 				}
@@ -214,7 +214,7 @@ func TestEveryOptionOfOtherSockets(t *testing.T) {
 				return err
 			})
 			t.Cleanup(func() { unix.Close(moved) })
-			if err := soccr.StartListener(moved, l, soccr.WithLosses(func(l soccr.Loss) { lost = append(lost, l) })); err != nil {
+			if err := soccr.StartListener(moved, l, soccr.WithRoutes(), soccr.WithLosses(func(l soccr.Loss) { lost = append(lost, l) })); err != nil {
 				t.Fatal(err)
 			}
 			return l.Options.Settings, moved, lost
@@ -229,7 +229,7 @@ func TestEveryOptionOfOtherSockets(t *testing.T) {
 				t.Fatal(err)
 			}
 			vacate(t, fd)
-			restored, moved := n.paused(t, travelled(t, snap))
+			restored, moved := n.pausedWith(t, travelled(t, snap), soccr.WithRoutes())
 			if err := restored.Resume(); err != nil {
 				t.Fatal(err)
 			}

@@ -29,7 +29,7 @@ func TestSourceRoutes(t *testing.T) {
 		{"record", ip4, soccr.Setting{Name: "IP_OPTIONS", Bytes: []byte{7, 7, 4, 0, 0, 0, 0, 0}}, false},
 		{"without a length", ip4, soccr.Setting{Name: "IP_OPTIONS", Bytes: []byte{1, 1, 1, 7}}, false},
 		{"home address", ip6, soccr.Setting{Name: "IPV6_RTHDR", Bytes: slices.Concat([]byte{0, 2, 2, 1, 0, 0, 0, 0}, other.AsSlice())}, true},
-		{"at its end", ip6, soccr.Setting{Name: "IPV6_RTHDR", Bytes: segmentRouting}, false},
+		{"at its end", ip6, soccr.Setting{Name: "IPV6_RTHDR", Bytes: slices.Concat([]byte{0, 2, 4, 0, 0, 0, 0, 0}, other.AsSlice())}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			snap := &soccr.Snapshot{

@@ -85,8 +85,7 @@ func (o *option) unit() int64 {
 func (s *Setting) routes() bool {
 	switch s.Name {
 	case "IPV6_RTHDR":
-		const segmentsLeft = 3
-		return len(s.Bytes) > segmentsLeft && s.Bytes[segmentsLeft] > 0
+		return true // even with no segments left, packets go to the one that it names (ipv6_push_rthdr4)
 	case "IP_OPTIONS":
 		const end, noOperation, looseRoute, strictRoute = 0, 1, 131, 137
 		for b := s.Bytes; len(b) > 0 && b[0] != end; {
