@@ -1,5 +1,5 @@
 // Package rawfin crafts one TCP segment and delivers it to a socket of this
-// host, as if the peer of its connection had sent it.
+// host, as if the peer of its connection had sent it, or to the peer.
 //
 // The kernel can put a socket into the middle of a connection (TCP_REPAIR), but
 // only into ESTABLISHED. The states after it are reached the way they always
@@ -25,7 +25,7 @@
 //
 // # What is promised
 //
-// The segment itself stays on this host: it goes out of and comes back in on the
+// An injected segment itself stays on this host: it goes out of and comes back in on the
 // loopback device, and Inject refuses one for an address that is not local.
 // What the socket answers (it acknowledges a FIN) is sent to the real peer like
 // everything it sends; whoever does not want that keeps it back with a packet
@@ -44,6 +44,13 @@
 // bound to a device (SO_BINDTODEVICE) gets the segment if that device has the
 // local address. One in a VRF does not: its addresses are not those of the
 // loopback device.
+//
+// # The other way
+//
+// [Injector.Send] sends a segment to the peer, in the socket's stead, for what the
+// kernel does not say by itself: a window probe in other states than ESTABLISHED,
+// for example. Its Src is the local socket, its Dst the peer. With a sequence number
+// that the peer has acknowledged it changes nothing there, and is answered.
 //
 // # Packet filters
 //

@@ -19,7 +19,8 @@ import (
 // An Injector delivers segments to sockets of one network namespace. Its
 // methods may be called from several goroutines at once.
 type Injector struct {
-	mark uint32
+	mark   uint32
+	device int
 
 	mu        sync.Mutex
 	closed    bool
@@ -40,7 +41,7 @@ func Open(opts ...Option) (*Injector, error) {
 	for _, opt := range opts {
 		opt(&c)
 	}
-	i := &Injector{mark: c.mark, rtnetlink: -1, v4: -1, v6: -1, link: -1}
+	i := &Injector{mark: c.mark, device: c.device, rtnetlink: -1, v4: -1, v6: -1, link: -1}
 	open := func() error { return i.openRaw(c.for4, c.for6) }
 	if c.link {
 		open = i.openLink
@@ -97,6 +98,14 @@ func (i *Injector) prepare() (err error) {
 			return openError("setsockopt SO_MARK", err)
 		}
 	}
+	for _, fd := range []int{i.v4, i.v6} {
+		if fd < 0 || i.device == 0 {
+			continue
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, i.device); err != nil {
+			return openError("setsockopt SO_BINDTOIFINDEX", err)
+		}
+	}
 	i.rtnetlink, err = openSocket(unix.AF_NETLINK, unix.NETLINK_ROUTE)
 	return err
 }
@@ -148,6 +157,38 @@ func (i *Injector) Deliver(packet []byte, dst netip.AddrPort) error {
 	return i.deliver(packet, s)
 }
 
+// Send sends one segment of a local socket's to its peer, Dst, the way that the
+// socket's own packets go: the route is chosen by both addresses, the mark and the
+// device ([WithMark], [WithDevice]), which should be the socket's. It does not wait
+// for anything, and the socket knows nothing of it. The errors are those of Inject,
+// but for that about local addresses; what a namespace's lock or firewall dropped is
+// a [*DroppedError].
+func (i *Injector) Send(s Segment) error {
+	packet, err := s.AppendTo(nil)
+	if err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	dst, scope, err := i.destination(s)
+	if err != nil {
+		return err
+	}
+	// The header's source address does not choose the route (raw_sendmsg).
+	src := s.Src.Addr().Unmap()
+	switch {
+	case i.link >= 0:
+		err = errors.ErrUnsupported
+	case dst.Is4():
+		source := unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: src.As4()})
+		err = unix.Sendmsg(i.v4, packet, source, &unix.SockaddrInet4{Addr: dst.As4()}, unix.MSG_DONTWAIT)
+	default:
+		source := unix.PktInfo6(&unix.Inet6Pktinfo{Addr: src.As16(), Ifindex: scope})
+		err = unix.Sendmsg(i.v6, packet, source, &unix.SockaddrInet6{Addr: dst.As16(), ZoneId: scope}, unix.MSG_DONTWAIT)
+	}
+	return i.sent(s, "sendmsg", err)
+}
+
 // InjectDatagram delivers a datagram to the local socket that it is for, as
 // [Injector.Inject] does with segments; what nil means is the same. If there is no
 // such socket, the kernel tells Src so, by ICMP. The error is a [*DatagramError] if
@@ -172,17 +213,7 @@ func (i *Injector) InjectDatagram(d Datagram) error {
 func (i *Injector) deliver(packet []byte, s Segment) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.closed {
-		return net.ErrClosed
-	}
-	dst := s.Dst.Addr().Unmap()
-	if dst.Is6() && i.noIPv6 != nil {
-		return i.noIPv6
-	}
-	if i.link < 0 && (dst.Is4() && i.v4 < 0 || dst.Is6() && i.v6 < 0) {
-		return fmt.Errorf("rawfin: inject %v: %w: opened for the other family", s, errors.ErrUnsupported)
-	}
-	scope, err := i.scope(s)
+	dst, scope, err := i.destination(s)
 	if err != nil {
 		return err
 	}
@@ -193,12 +224,31 @@ func (i *Injector) deliver(packet []byte, s Segment) error {
 	if !local {
 		return &SegmentError{Segment: s, Reason: "destination is not an address of this host"}
 	}
-	err = i.send(packet, dst, scope)
+	return i.sent(s, "sendto", i.send(packet, dst, scope))
+}
+
+// destination is where a segment goes, unless it cannot.
+func (i *Injector) destination(s Segment) (dst netip.Addr, scope uint32, err error) {
+	dst = s.Dst.Addr().Unmap()
+	switch {
+	case i.closed:
+		return dst, 0, net.ErrClosed
+	case dst.Is6() && i.noIPv6 != nil:
+		return dst, 0, i.noIPv6
+	case i.link < 0 && (dst.Is4() && i.v4 < 0 || dst.Is6() && i.v6 < 0):
+		return dst, 0, fmt.Errorf("rawfin: %v: %w: opened for the other family", s, errors.ErrUnsupported)
+	}
+	scope, err = i.scope(s)
+	return dst, scope, err
+}
+
+// sent says what became of a segment.
+func (i *Injector) sent(s Segment, call string, err error) error {
 	if errors.Is(err, unix.EPERM) {
 		return &DroppedError{Segment: s, Mark: i.mark, Err: err}
 	}
 	if err != nil {
-		return fmt.Errorf("rawfin: inject %v: %w", s, os.NewSyscallError("sendto", err))
+		return fmt.Errorf("rawfin: %v: %w", s, os.NewSyscallError(call, err))
 	}
 	return nil
 }

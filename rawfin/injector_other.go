@@ -19,6 +19,9 @@ func (*Injector) Inject(Segment) error { return errors.ErrUnsupported }
 // Deliver needs Linux.
 func (*Injector) Deliver([]byte, netip.AddrPort) error { return errors.ErrUnsupported }
 
+// Send needs Linux.
+func (*Injector) Send(Segment) error { return errors.ErrUnsupported }
+
 // InjectDatagram needs Linux.
 func (*Injector) InjectDatagram(Datagram) error { return errors.ErrUnsupported }
 

@@ -6,11 +6,12 @@ import "net/netip"
 type Option func(*config)
 
 type config struct {
-	mark  uint32
-	netNS *int // nil: the caller's own
-	link  bool
-	for4  bool
-	for6  bool
+	mark   uint32
+	device int  // 0: none
+	netNS  *int // nil: the caller's own
+	link   bool
+	for4   bool
+	for6   bool
 }
 
 // WithFamily opens only what segments to destinations of an address's family
@@ -24,6 +25,12 @@ func WithFamily(addr netip.Addr) Option {
 // means none.
 func WithMark(mark uint32) Option {
 	return func(c *config) { c.mark = mark }
+}
+
+// WithDevice has [Injector.Send] send by a device, given by its index; that of a
+// socket bound to one (SO_BINDTODEVICE). Such an Injector is for nothing else.
+func WithDevice(index int) Option {
+	return func(c *config) { c.device = index }
 }
 
 // WithNetNS delivers to the sockets of another network namespace, given by a

@@ -165,7 +165,7 @@ func (s *Socket) injector(d door) (*rawfin.Injector, error) {
 	if injector := s.injectors[d]; injector != nil {
 		return injector, nil
 	}
-	options := []rawfin.Option{rawfin.WithMark(s.options.mark), rawfin.WithFamily(s.local.Addr())}
+	options := []rawfin.Option{rawfin.WithMark(s.options.mark)}
 	if d.unmarked {
 		options = append(options, rawfin.WithMark(0))
 	}
@@ -182,15 +182,7 @@ func (s *Socket) injector(d door) (*rawfin.Injector, error) {
 		}
 		options = append(options, rawfin.WithLink())
 	}
-	ns, err := openNetNS(s.fd)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(ns)
-	if !netns.Current(ns) {
-		options = append(options, rawfin.WithNetNS(ns))
-	}
-	injector, err := rawfin.Open(options...)
+	injector, err := s.openInjector(options...)
 	if err == nil {
 		if s.injectors == nil {
 			s.injectors = make(map[door]*rawfin.Injector, 1)
@@ -198,6 +190,20 @@ func (s *Socket) injector(d door) (*rawfin.Injector, error) {
 		s.injectors[d] = injector
 	}
 	return injector, err
+}
+
+// openInjector opens one for the socket's family, in its network namespace.
+func (s *Socket) openInjector(options ...rawfin.Option) (*rawfin.Injector, error) {
+	ns, err := openNetNS(s.fd)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(ns)
+	options = append(options, rawfin.WithFamily(s.local.Addr()))
+	if !netns.Current(ns) {
+		options = append(options, rawfin.WithNetNS(ns))
+	}
+	return rawfin.Open(options...)
 }
 
 // explain has the lock find out what drops the segment, on all ways again.

@@ -13,6 +13,11 @@ type Effects struct {
 	Delivered int
 	// Nudged: the peer was told at once where this end stands.
 	Nudged bool
+	// Probed: a half-closed connection, which the peer's window did not let send, has
+	// asked for it. An established one always does.
+	Probed bool
+	// Unprobed is why it could not be asked. The kernel asks when its timer says so.
+	Unprobed error
 	// Unprimed is why nothing of the path was carried over although it was to be.
 	Unprimed error
 	// Undelivered is why packets could not be delivered, or the peer not be nudged.

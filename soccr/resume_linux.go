@@ -12,7 +12,7 @@ import (
 
 // Resume switches repair mode off and lets the connection go on. The kernel
 // sends a window probe from an established socket, whose answer tells where the
-// peer stands. Unlock the flow before: the probe has to get out and its answer
+// peer stands; where a half-closed one finds the peer's window closed, Resume sends it. Unlock the flow before: the probe has to get out and its answer
 // in. After Restore, Resume also does what could not be done while paused: it
 // sends what was in flight and what was never sent, and the SYN of a connection in
 // SYN_SENT; see [Effects].
@@ -51,6 +51,7 @@ func (s *Socket) start(snap *Snapshot) error {
 		{true, s.leaveRepair},
 		{true, func(*Snapshot) error { return s.leaveGate() }},
 		{s.send.again, s.resend},
+		{connected, s.probe},
 		{s.postponed != "", func(*Snapshot) error { return s.setPostponedCongestion() }},
 		{snap.State == StateSynSent, s.connectAgain},
 		{len(s.send.held) > 0, s.writeHeld},

@@ -7,7 +7,7 @@ var beforeVerify = func(fd int) {}
 // are compared by their number and their place in the sequence space.
 func (s *Socket) verify(snap *Snapshot, plan windowPlan) error {
 	if s.options.noVerify {
-		return s.noteReceived()
+		return s.noteReceived(snap)
 	}
 	if snap.State == StateSynSent || !snap.Remote.IsValid() {
 		return s.verifyAddrs(snap) // the rest is up to Resume
@@ -83,9 +83,9 @@ func (s *Socket) verify(snap *Snapshot, plan windowPlan) error {
 	return s.verifyOptions(&snap.Options)
 }
 
-// noteReceived is all of it that delivering caught packets needs.
-func (s *Socket) noteReceived() error {
-	if s.options.tap == nil && len(s.options.packets) == 0 {
+// noteReceived is all of it that delivering caught packets needs, and the probe.
+func (s *Socket) noteReceived(snap *Snapshot) error {
+	if s.options.tap == nil && len(s.options.packets) == 0 && (snap.State == StateEstablished || !s.shut(snap)) {
 		return nil
 	}
 	info, err := s.info()
