@@ -40,6 +40,9 @@ func unnoticed(t *testing.T, o *wire.Observer) {
 	}
 	if err := report.Err(); err != nil {
 		t.Error(err)
+		for _, s := range report.Latest {
+			t.Logf("%s %v", s.Time.Format("15:04:05.000000"), s)
+		}
 	}
 }
 

@@ -122,6 +122,7 @@ func (j *judge) over(end netip.AddrPort) error {
 		j.totals.RetransmittedSegments += s.RetransmittedSegments
 		j.totals.RetransmittedBytes += s.RetransmittedBytes
 		j.totals.Overtaken += s.Overtaken
+		j.totals.LateRSTs += s.LateRSTs
 	}
 	if missing := r.A.Missing + r.B.Missing; missing > 0 {
 		return fmt.Errorf("%d bytes were never on the wire: %v", missing, r)
@@ -133,7 +134,12 @@ func (j *judge) over(end netip.AddrPort) error {
 func (j *judge) lateRSTs() int64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.late
+	late := j.late + int64(j.totals.LateRSTs)
+	for _, w := range j.flows {
+		r := w.checker.Report()
+		late += int64(r.A.LateRSTs + r.B.LateRSTs)
+	}
+	return late
 }
 
 // write writes the latest packets to a file.
@@ -155,5 +161,5 @@ func (j *judge) String() string {
 	defer j.mu.Unlock()
 	t := j.totals
 	return fmt.Sprintf("%d segments with %d bytes, %d bytes again in %d segments, %d segments overtaken; %d windows closed by the kernel for want of memory; %d RSTs when all was read",
-		t.Segments, t.Bytes, t.RetransmittedBytes, t.RetransmittedSegments, t.Overtaken, j.closed, j.late)
+		t.Segments, t.Bytes, t.RetransmittedBytes, t.RetransmittedSegments, t.Overtaken, j.closed, j.late+int64(t.LateRSTs))
 }

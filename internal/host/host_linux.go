@@ -128,7 +128,7 @@ func (h *Host) AddAddr(device string, prefix netip.Prefix) error {
 // time after it has added the address, even without duplicate address detection
 // (addrconf_dad_work inserts the local route), and drops packets meanwhile.
 func (h *Host) waitLocal(addr netip.Addr) error {
-	for deadline := time.Now().Add(time.Second); ; time.Sleep(50 * time.Microsecond) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Microsecond) {
 		routes, err := h.link.RouteGet(addr.AsSlice())
 		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
 			return nil

@@ -18,7 +18,11 @@ type Checker struct {
 	ends   [2]end
 	icmp   int
 	faults []Fault
+	latest []Segment // the newest last
 }
+
+// latestSegments are enough to see what led to a fault at a connection's end.
+const latestSegments = 32
 
 // NewChecker makes a checker that looks at the segments of the flow only.
 func NewChecker(flow Flow) *Checker {
@@ -36,6 +40,7 @@ type end struct {
 	known bool   // position 0 is set
 	zero  uint32 // the sequence number of position 0
 	heard bool   // it has sent something itself
+	fin   int64  // the position behind its FIN, when that was seen
 	next  int64  // the position behind all that has been seen of its stream
 	holes []span // what has not been seen of that
 	// reached is how far its stream has come, by its own account: segments
@@ -98,6 +103,10 @@ func (c *Checker) Add(s Segment) {
 	if !ok {
 		return
 	}
+	if len(c.latest) == latestSegments {
+		c.latest = slices.Delete(c.latest, 0, 1)
+	}
+	c.latest = append(c.latest, s)
 	if s.ICMP {
 		c.icmp++
 		c.fault("ICMP error", s)
@@ -110,7 +119,11 @@ func (c *Checker) Add(s Segment) {
 		c.handshake(e, other, s)
 	}
 	if s.Flags.Has(RST) {
-		// Its sequence number and window mean nothing more.
+		// Its sequence number and window mean nothing to the stream.
+		if e.over(other) && other.over(e) && !s.Flags.Has(ACK) && e.position(s.Seq) == e.fin {
+			e.LateRSTs++
+			return
+		}
 		e.RSTs++
 		c.fault(Reset, s)
 		return
@@ -282,8 +295,14 @@ func (c *Checker) stream(e *end, s Segment, start int64) {
 		} else if s.Len == 0 {
 			e.RetransmittedSegments++ // the kernel sends a FIN again like data
 		}
-		e.next = max(e.next, stop+1)
+		e.fin = stop + 1
+		e.next = max(e.next, e.fin)
 	}
+}
+
+// over says that an end has sent its FIN and that the other has acknowledged it.
+func (e *end) over(other *end) bool {
+	return e.FINs > 0 && other.ack.set && other.ack.at >= e.fin
 }
 
 // see notes that a span of the stream has passed, and returns how much of it
@@ -340,7 +359,7 @@ func (c *Checker) FaultCount() int { return len(c.faults) }
 
 // Report says what has been seen so far.
 func (c *Checker) Report() Report {
-	r := Report{ICMPErrors: c.icmp, Faults: slices.Clone(c.faults)}
+	r := Report{ICMPErrors: c.icmp, Faults: slices.Clone(c.faults), Latest: slices.Clone(c.latest)}
 	for i, sent := range []*Sent{&r.A, &r.B} {
 		*sent = c.ends[i].Sent
 		for _, hole := range c.ends[i].holes {

@@ -65,6 +65,11 @@ func start(tick uint32) *talk {
 		fromClient(c0, 0, s0, 1000)
 }
 
+// ended is a connection that the server ended first, up to the client's FIN.
+func ended() *talk {
+	return start(7).fromServer(s0, 0, c0, 1000).last(fin).fromClient(c0, 0, s0+1, 1000).last(fin)
+}
+
 func reset(s *wire.Segment) { s.Flags = wire.RST }
 func fin(s *wire.Segment)   { s.Flags |= wire.FIN }
 
@@ -72,6 +77,7 @@ func TestChecker(t *testing.T) {
 	type counts struct {
 		Bytes, Again, Missing                         int64
 		RSTs, Windows, Acks, Unsent, Clock, Overtaken int
+		Late                                          int
 		TakenBack                                     uint32
 	}
 	for _, test := range []struct {
@@ -92,6 +98,18 @@ func TestChecker(t *testing.T) {
 			name: "RST",
 			talk: start(7).fromServer(s0+9, 0, 0, 0).last(reset),
 			from: server, want: counts{RSTs: 1},
+		}, {
+			name: "a RST for the second acknowledgement of the last FIN",
+			talk: ended().fromServer(s0+1, 0, c0+1, 1000).fromClient(c0+1, 0, 0, 0).last(reset),
+			from: client, want: counts{Late: 1},
+		}, {
+			name: "a RST for the last FIN",
+			talk: ended().fromClient(c0+1, 0, 0, 0).last(reset),
+			from: client, want: counts{RSTs: 1},
+		}, {
+			name: "a RST for an old acknowledgement, after the last FIN",
+			talk: ended().fromServer(s0+1, 0, c0+1, 1000).fromClient(c0, 0, 0, 0).last(reset),
+			from: client, want: counts{RSTs: 1},
 		}, {
 			name: "retransmission, in part",
 			talk: start(7).fromServer(s0, 100, c0, 1000).fromServer(s0+50, 100, c0, 1000).fromServer(s0, 10, c0, 1000),
@@ -186,7 +204,7 @@ func TestChecker(t *testing.T) {
 			got := counts{
 				Bytes: sent.Bytes, Again: sent.RetransmittedBytes, Missing: sent.Missing,
 				RSTs: sent.RSTs, Windows: sent.WindowsTakenBack, Acks: sent.AcksBack, Unsent: sent.AcksOfUnsent,
-				Clock: sent.ClockBack, Overtaken: sent.Overtaken, TakenBack: sent.LargestTakenBack,
+				Clock: sent.ClockBack, Overtaken: sent.Overtaken, Late: sent.LateRSTs, TakenBack: sent.LargestTakenBack,
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("want -, got +\n%s", diff)
@@ -195,7 +213,7 @@ func TestChecker(t *testing.T) {
 				t.Errorf("%d ICMP errors, want %d", r.ICMPErrors, test.icmp)
 			}
 			fine := test.want
-			fine.Bytes, fine.Again, fine.Overtaken = 0, 0, 0
+			fine.Bytes, fine.Again, fine.Overtaken, fine.Late = 0, 0, 0, 0
 			if err := r.Err(); (err == nil) != (fine == counts{} && test.icmp == 0) {
 				t.Errorf("verdict %v", err)
 			}

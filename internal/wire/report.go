@@ -28,6 +28,9 @@ type Report struct {
 
 	// Faults are the first of what a peer must not see, in order.
 	Faults []Fault
+
+	// Latest are the last segments seen, the newest last.
+	Latest []Segment
 }
 
 // Sent is what one end of a connection sent.
@@ -37,6 +40,12 @@ type Sent struct {
 	SYNs     int
 	FINs     int // each counted once, like Bytes
 	RSTs     int
+
+	// LateRSTs answer an acknowledgement of all that an end has sent, when both
+	// FINs had been acknowledged, and are no fault: the kernel may acknowledge
+	// the last FIN twice, and the first of the two has ended the connection that
+	// would have taken the second.
+	LateRSTs int
 
 	Bytes   int64 // of the stream, each counted once
 	Missing int64 // of the stream, never seen although later ones were
