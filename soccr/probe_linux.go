@@ -56,7 +56,7 @@ func (s *Socket) sendProbe(snap *Snapshot) error {
 	defer func() { _ = injector.Close() }() // close(2) on a socket does not fail
 	segment := rawfin.Segment{
 		Src: snap.Local, Dst: snap.Remote, Flags: rawfin.ACK, Seq: snap.sndUna() - 1, Ack: snap.rcvNxt(),
-		Window: uint16(min((s.plan.edge()-snap.rcvNxt())>>snap.RecvScale, 65535)),
+		Window: s.plan.advertised(snap.rcvNxt(), snap.RecvScale),
 	}
 	if snap.Timestamp.Enabled {
 		// In milliseconds it is at most one too low, which a peer allows (TCP_PAWS_WINDOW).

@@ -16,6 +16,13 @@ type windowPlan struct {
 // edge is the first sequence number that our window does not allow the peer.
 func (w Window) edge() uint32 { return w.RcvWup + w.RcvWnd }
 
+// advertised is what the header of a segment that acknowledges rcvNxt says of our
+// window: rounded up, so that the edge does not go back (tcp_select_window).
+func (w Window) advertised(rcvNxt uint32, scale uint8) uint16 {
+	left := uint64(max(int32(w.edge()-rcvNxt), 0))
+	return uint16(min((left+1<<scale-1)>>scale, 65535))
+}
+
 // planWindow turns saved windows into ones that the kernel takes and that work.
 func planWindow(s *Snapshot) windowPlan {
 	w, rcvNxt := s.Window, s.rcvNxt()

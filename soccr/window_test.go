@@ -87,3 +87,27 @@ func TestWindowBeforeFIN(t *testing.T) {
 		}
 	}
 }
+
+// A header never says less of our window than one before it did.
+func TestAdvertised(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		w    Window
+		next uint32 // rcv_nxt
+		bits uint8  // scale
+		want uint16
+	}{
+		{"unscaled", Window{RcvWup: 1000, RcvWnd: 500}, 1100, 0, 400},
+		{"a multiple", Window{RcvWup: 1000, RcvWnd: 77 << 10}, 1000, 10, 77},
+		{"partly used", Window{RcvWup: 1000, RcvWnd: 77 << 10}, 1119, 10, 77},
+		{"used but for a byte", Window{RcvWup: 1000, RcvWnd: 77 << 10}, 1000 + 77<<10 - 1, 10, 1},
+		{"used up", Window{RcvWup: 1000, RcvWnd: 77 << 10}, 1000 + 77<<10, 10, 0},
+		{"and a FIN", Window{RcvWup: 1000, RcvWnd: 77 << 10}, 1000 + 77<<10 + 1, 10, 0},
+		{"more than a header expresses", Window{RcvWup: 1000, RcvWnd: 70_000}, 1000, 0, 65535},
+		{"around 2³²", Window{RcvWup: 1<<32 - 100, RcvWnd: 1000}, 100, 0, 800},
+	} {
+		if got := row.w.advertised(row.next, row.bits); got != row.want {
+			t.Errorf("%s: %d, want %d", row.name, got, row.want)
+		}
+	}
+}
