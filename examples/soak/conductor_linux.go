@@ -434,7 +434,7 @@ func (w *watchman) look() error {
 		}
 	}
 	if rsts, err := w.resets(); err != nil || rsts > 0 {
-		return errors.Join(err, fmt.Errorf("%d RSTs were sent", rsts))
+		return errors.Join(err, fmt.Errorf("%d RSTs were sent", rsts), w.accusation())
 	}
 	if now.Sub(w.said) < w.every {
 		return nil
