@@ -47,6 +47,15 @@ func TestCalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := string(text)
+	wantTotal, wantKernel := parseHead(t, want)
+	gotTotal, gotKernel := parseHead(t, got)
+	for range 3 { // where time goes slowly, priming may have been tried again
+		if gotKernel == wantKernel || gotTotal <= wantTotal {
+			break
+		}
+		got = watchCalls(t)
+		gotTotal, gotKernel = parseHead(t, got)
+	}
 	for _, side := range []struct{ sign, lines, others string }{{"-", want, got}, {"+", got, want}} {
 		for line := range strings.Lines(side.lines) {
 			if !strings.Contains(side.others, line) {
@@ -54,8 +63,6 @@ func TestCalls(t *testing.T) {
 			}
 		}
 	}
-	wantTotal, wantKernel := parseHead(t, want)
-	gotTotal, gotKernel := parseHead(t, got)
 	if gotTotal > wantTotal || gotKernel == wantKernel && got != want {
 		t.Errorf("%d calls and not %d; if that is as it should be: go test ./soccr -run TestCalls -update", gotTotal, wantTotal)
 	}

@@ -397,6 +397,21 @@ func largestSendBuffer(tb testing.TB) int {
 	return size
 }
 
+// knowsOption reports whether this kernel has an option of TCP sockets.
+func knowsOption(tb testing.TB, level, option, value int) bool {
+	tb.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer unix.Close(fd)
+	err = unix.SetsockoptInt(fd, level, option, value)
+	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		tb.Fatal(err)
+	}
+	return err == nil
+}
+
 // mayForceBuffers reports whether buffers may exceed net.core.rmem_max and
 // wmem_max: with CAP_NET_ADMIN in the initial user namespace only.
 func mayForceBuffers(tb testing.TB) bool {

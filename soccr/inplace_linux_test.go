@@ -1,6 +1,7 @@
 package soccr_test
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"testing"
@@ -87,6 +88,12 @@ func (n *network) swap(tb testing.TB, fd int) {
 		tb.Fatal(err)
 	}
 	snap, err := s.Save()
+	for range 5 { // there is no lock yet: an ACK may leave meanwhile
+		if !errors.Is(err, soccr.ErrChanged) {
+			break
+		}
+		snap, err = s.Save()
+	}
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -167,15 +167,15 @@ func TestMadeByHandAndWrapping(t *testing.T) {
 // Queues may be larger than the buffers: a program can shrink these at any time.
 func TestQueuesLargerThanBuffers(t *testing.T) {
 	n := newNetwork(t)
-	size := 4 << 20
+	size, recvBuffer, sendBuffer := 4<<20, unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE
 	if !mayForceBuffers(t) {
-		size = 300_000 // what net.core.wmem_max allows at the least
+		size, recvBuffer, sendBuffer = 300_000, unix.SO_RCVBUF, unix.SO_SNDBUF // what net.core.wmem_max allows at the least
 	}
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			conn, peer := n.connect(t, f)
-			for _, o := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
+			for _, o := range []int{recvBuffer, sendBuffer} {
 				setInt(t, conn, unix.SOL_SOCKET, o, size)
 				setInt(t, peer, unix.SOL_SOCKET, o, size)
 			}

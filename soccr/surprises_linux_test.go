@@ -124,6 +124,14 @@ func TestPartlyAcknowledgedSegment(t *testing.T) {
 func TestPeekOffset(t *testing.T) {
 	n := newNetwork(t)
 	conn, peer := n.connect(t, ip4)
+	if !knowsOption(t, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 3) { // before Linux 6.9
+		snap := n.checkpoint(t, conn)
+		snap.Options.PeekOffsetOn = true
+		if err := n.restoreFails(t, snap); !errors.Is(err, soccr.ErrOption) {
+			t.Errorf("Restore: %v, want ErrOption", err)
+		}
+		return
+	}
 	setInt(t, conn, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 3)
 	data := pattern(1, 100)
 	write(t, peer, data)
@@ -234,8 +242,18 @@ func TestTimestampsGoOn(t *testing.T) {
 	for name, f := range routes {
 		t.Run(name, func(t *testing.T) { n.testTimestamps(t, f, false) })
 	}
-	n.microseconds(t)
-	t.Run("microseconds", func(t *testing.T) { n.testTimestamps(t, ip4, true) })
+	t.Run("microseconds", func(t *testing.T) {
+		if n.microseconds(t) {
+			n.testTimestamps(t, ip4, true)
+			return
+		}
+		conn, _ := n.connect(t, ip4) // before Linux 6.7
+		snap := n.checkpoint(t, conn)
+		snap.Timestamp.Microseconds = true
+		if err := n.restoreFails(t, snap); !errors.Is(err, soccr.ErrMismatch) {
+			t.Errorf("Restore: %v, want ErrMismatch", err)
+		}
+	})
 }
 
 func (n *network) testTimestamps(t *testing.T, f family, microseconds bool) {
@@ -402,8 +420,8 @@ func (n *network) inject(tb testing.TB, segment rawfin.Segment) {
 }
 
 // microseconds makes timestamps of connections between here and there count
-// microseconds, as the route's feature tcp_usec_ts asks for.
-func (n *network) microseconds(tb testing.TB) {
+// microseconds, as the route's feature tcp_usec_ts asks for, if this kernel has it.
+func (n *network) microseconds(tb testing.TB) (known bool) {
 	tb.Helper()
 	const featureUsecTS = 1 << 4 // RTAX_FEATURE_TCP_USEC_TS
 	for _, way := range []struct {
@@ -420,10 +438,14 @@ func (n *network) microseconds(tb testing.TB) {
 			Scope:     netlink.SCOPE_LINK,
 			Features:  featureUsecTS,
 		})
+		if errors.Is(err, unix.EINVAL) {
+			return false
+		}
 		if err != nil {
 			tb.Fatal(err)
 		}
 	}
+	return true
 }
 
 // While the send queue is selected to be read, whatever makes the kernel transmit

@@ -30,6 +30,15 @@ func (f frame) ends() bool {
 }
 func (f frame) acks(kind byte) bool { return f.kind() == kind && f.flags()&flagAck != 0 }
 
+// increment is by how much a WINDOW_UPDATE opens a window. One that is too short, which
+// the other side will complain of, opens none.
+func (f frame) increment() int {
+	if len(f.payload()) < 4 {
+		return 0
+	}
+	return int(binary.BigEndian.Uint32(f.payload()) &^ (1 << 31))
+}
+
 // makeFrame makes one that is of no stream.
 func makeFrame(kind, flags byte, payload []byte) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))[1:]
@@ -166,7 +175,7 @@ func (h *http2Conn) count(f frame) {
 	case f.kind() == framePing && f.flags()&flagAck == 0:
 		h.unacked++
 	case f.kind() == frameWindow && f.stream() == 0:
-		h.SendWindow += int(binary.BigEndian.Uint32(f.payload()))
+		h.SendWindow += f.increment()
 	}
 	if f.ends() {
 		h.ended(f.stream())
@@ -202,7 +211,7 @@ func (h *http2Conn) sent(p []byte) (out []byte) {
 			// It opens the window from where it is at the beginning, not from where the
 			// client has it.
 			h.firstUpdate = false
-			more := firstWindow + int(binary.BigEndian.Uint32(f.payload())) - h.begunWindow
+			more := firstWindow + f.increment() - h.begunWindow
 			if more <= 0 {
 				continue
 			}
@@ -216,7 +225,7 @@ func (h *http2Conn) sent(p []byte) (out []byte) {
 		case f.acks(frameSettings), f.acks(framePing):
 			h.unacked--
 		case f.kind() == frameWindow && f.stream() == 0:
-			h.RecvWindow += int(binary.BigEndian.Uint32(f.payload()))
+			h.RecvWindow += f.increment()
 		}
 		if f.ends() {
 			h.ended(f.stream())

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/gosoccr/gosoccr/soccr"
 )
 
 // http2Request is how a client of HTTP/2 begins.
@@ -70,5 +73,29 @@ func FuzzPathOf(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, head []byte) {
 		path, _ := pathOf(head)
 		_ = firstPart(path)
+	})
+}
+
+// FuzzReadParcel reads what a front sends, which is not to be trusted with memory.
+func FuzzReadParcel(f *testing.F) {
+	snap := &soccr.Snapshot{State: soccr.StateEstablished, Local: netip.MustParseAddrPort("192.0.2.1:80"), Remote: netip.MustParseAddrPort("192.0.2.2:5000"), MSS: 1400}
+	for _, head := range []string{"", "GET / HTTP/1.1\r\n"} {
+		var b bytes.Buffer
+		if err := (&parcel{head: []byte(head), snapshot: snap}).writeTo(&b); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b.Bytes())
+	}
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := bytes.NewReader(data)
+		p, err := readParcel(r)
+		if err != nil {
+			return
+		}
+		var again bytes.Buffer
+		if err := p.writeTo(&again); err != nil || !bytes.Equal(again.Bytes(), data[:len(data)-r.Len()]) {
+			t.Errorf("written again: %x, %v; want %x", again.Bytes(), err, data[:len(data)-r.Len()])
+		}
 	})
 }

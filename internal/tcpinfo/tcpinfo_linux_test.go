@@ -43,6 +43,25 @@ func TestLayout(t *testing.T) {
 	}
 }
 
+// FuzzParse: what the kernel, whichever it is, does not say is zero.
+func FuzzParse(f *testing.F) {
+	f.Add(make([]byte, minSize))
+	f.Add(bytes.Repeat([]byte{0xff}, unix.SizeofTCPInfo))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		info, err := Parse(b)
+		if (err != nil) != (len(b) < int(minSize)) || err != nil && !errors.Is(err, ErrShort) {
+			t.Fatalf("%d bytes: %v", len(b), err)
+		}
+		if err == nil && (info.SndWscale > 0xf || info.RcvWscale > 0xf) {
+			t.Errorf("scales of %d and %d", info.SndWscale, info.RcvWscale)
+		}
+		known := min(len(b), unix.SizeofTCPInfo)
+		if got := info.bytes(); !bytes.Equal(got[:known], b[:known]) || bytes.ContainsFunc(got[known:], func(r rune) bool { return r != 0 }) {
+			t.Errorf("%x became %x", b, got)
+		}
+	})
+}
+
 func TestParseAnyLength(t *testing.T) {
 	whole := bytes.Repeat([]byte{0x22}, unix.SizeofTCPInfo+64)
 	for n := range len(whole) + 1 {
