@@ -104,6 +104,9 @@ func (m *Mapping) ApplyListener(l *ListenerSnapshot) (*ListenerSnapshot, error) 
 		return nil, err
 	}
 	mapped.Pending = nil
+	if slices.Contains(l.Pending, nil) {
+		return nil, l.Validate()
+	}
 	for i, s := range l.Pending {
 		p, err := m.Apply(s)
 		if err != nil {

@@ -1,6 +1,7 @@
 package netlock
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"strings"
@@ -122,6 +123,29 @@ func TestExplainInjected(t *testing.T) {
 	if _, err := l.ExplainInjected(0, func() { t.Error("was injected") }); err == nil {
 		t.Error("explained what has no mark")
 	}
+}
+
+// FuzzDecodeTrace: a trace is malformed, or names a verdict that can be written down.
+func FuzzDecodeTrace(f *testing.F) {
+	trace := bytes.Join([][]byte{
+		header(unix.NFPROTO_INET), attrString(unix.NFTA_TRACE_TABLE, "filter"), attrString(unix.NFTA_TRACE_CHAIN, "input"),
+		attrUint64(unix.NFTA_TRACE_RULE_HANDLE, 7), nest(unix.NFTA_TRACE_VERDICT, attrUint32(unix.NFTA_VERDICT_CODE, 0)),
+	}, nil)
+	f.Add(trace)
+	f.Add(trace[:len(trace)-2])
+	f.Add(append(header(unix.NFPROTO_IPV4), attrUint32(unix.NFTA_TRACE_POLICY, 0)...))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		d, dropped, err := decodeTrace(body)
+		if err != nil {
+			return
+		}
+		if len(body) < len(header(0)) {
+			t.Errorf("%d bytes are a trace", len(body))
+		}
+		if text := d.String(); dropped && text == "" {
+			t.Error("a drop by nobody")
+		}
+	})
 }
 
 func TestDropString(t *testing.T) {
