@@ -31,7 +31,9 @@ func Preflight(connections []*Snapshot, listeners []*ListenerSnapshot, options .
 	for i, l := range listeners {
 		p.listener(l, listeners[:i])
 		for _, s := range l.Pending {
-			p.connection(s)
+			if s != nil { // or Validate has complained
+				p.connection(s)
+			}
 		}
 	}
 	for _, s := range connections {

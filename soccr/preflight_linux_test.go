@@ -106,6 +106,11 @@ func TestPreflight(t *testing.T) {
 					t.Errorf("two of each: %v", problem)
 				}
 			}
+			broken := *l
+			broken.Pending = []*soccr.Snapshot{nil}
+			if all := n.preflight(t, nil, []*soccr.ListenerSnapshot{&broken}); len(all) != 1 || !errors.Is(all[0], soccr.ErrInvalidSnapshot) {
+				t.Errorf("nothing where a connection should be pending: %v", all)
+			}
 			if after := openDescriptors(t); after != before {
 				t.Errorf("%d descriptors are open, there were %d", after, before)
 			}
