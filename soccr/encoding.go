@@ -508,7 +508,7 @@ func (f *form[T]) readFields(b []byte, v *T) error {
 			return fmt.Errorf("%w: field %d is unknown or out of order: was it made by a newer version?", ErrInvalidSnapshot, tag)
 		}
 		if !known[0].read(v, b[:size]) {
-			return fmt.Errorf("%w: field %d cannot have the value %.16x", ErrInvalidSnapshot, tag, b[:size])
+			return fmt.Errorf("%w: field %d has a value that it cannot have, of %d bytes", ErrInvalidSnapshot, tag, size)
 		}
 		known, b = known[1:], b[size:]
 	}

@@ -34,8 +34,9 @@ var (
 )
 
 // TestHostile restores snapshots in which anything may be wrong. Each is refused with
-// an error that says what it is, and leaves nothing, or becomes the socket that it
-// describes; and no packet goes to anybody but its peer. By hand, for longer:
+// an error that says what it is, but not what is in the queues, and leaves nothing, or
+// becomes the socket that it describes; and no packet goes to anybody but its peer. By
+// hand, for longer:
 //
 //	go test ./soccr -run TestHostile -v -timeout 1h -hostile 100000 -hostile.seed $RANDOM
 //
@@ -55,7 +56,8 @@ type rig struct {
 	input int
 	watch *strangers
 
-	seen map[string]int
+	secrets [][]byte // of this input
+	seen    map[string]int
 }
 
 func newRig(t *testing.T) *rig {
@@ -87,6 +89,7 @@ func (r *rig) run(t *testing.T, on soccr.Sockets, restore func(*rig) (what strin
 	start := time.Now()
 	for i := range *hostileCount {
 		r.input = *hostileFirst + i
+		r.secrets = nil
 		r.m = mutator{rand.New(rand.NewPCG(*hostileSeed, uint64(r.input))), on}
 		hang := time.AfterFunc(time.Minute, func() {
 			stacks := make([]byte, 1<<20)
@@ -118,6 +121,11 @@ func (r *rig) errorf(format string, args ...any) {
 func (r *rig) judge(what string, err error) string {
 	if err == nil {
 		return what
+	}
+	for _, secret := range r.secrets {
+		if text := err.Error(); soccr.Shows(text, secret[:min(32, len(secret))]) {
+			r.errorf("%s: the error shows %.32q: %s", what, secret, text)
+		}
 	}
 	if wrong, ok := errors.AsType[*soccr.FieldError](err); ok && errors.Is(err, soccr.ErrInvalidSnapshot) {
 		field, _, _ := strings.Cut(wrong.Field, "[")
@@ -223,6 +231,10 @@ func (r *rig) connection() (string, error) {
 		r.m.change(snap)
 	}
 	r.m.add(&snap.Options)
+	r.secrets = append(r.secrets, snap.RecvQueue, snap.SendQueue)
+	for _, k := range snap.MD5Keys {
+		r.secrets = append(r.secrets, k.Key)
+	}
 	r.watch.expect(snap.Local, snap.Remote)
 	var losses []soccr.Loss
 	options := []soccr.Option{soccr.WithLosses(func(l soccr.Loss) { losses = append(losses, l) })}
@@ -453,6 +465,7 @@ func (r *rig) datagram() (string, error) {
 	r.m.add(&d.Options)
 	r.watch.expect(d.Local, d.Remote)
 	for _, one := range d.RecvQueue {
+		r.secrets = append(r.secrets, one.Data)
 		r.watch.expect(netip.AddrPortFrom(one.To, d.Local.Port()), one.From)
 	}
 	fd, err := soccr.NewDatagramSocket(d)

@@ -111,15 +111,13 @@ func listenerOptions(fd int, local netip.AddrPort) (Options, error) {
 // halfOpen counts the handshakes under way.
 func halfOpen(fd int, l *ListenerSnapshot) (n uint32, err error) {
 	err = inNetNS(fd, func() error {
-		for s, err := range socketsOn(l.Local.Port(), StateSynRecv) {
-			if err != nil {
-				return err
-			}
+		all, err := socketsOn(l.Local.Port(), StateSynRecv)
+		for _, s := range all {
 			if covers(l.Local.Addr(), l.v6only(), s.local.Addr()) {
 				n++
 			}
 		}
-		return nil
+		return err
 	})
 	return n, err
 }
@@ -284,52 +282,29 @@ func bindTo(fd int, addr netip.AddrPort) error {
 }
 
 // portTaken reports whether another socket listens where this one shall, or is
-// about to. If it does not, the sockets in the way are connections, which get what is
-// sent to them before any listener does.
+// about to (Linux 6.8 shows those). If it does not, the sockets in the way are
+// connections, which get what is sent to them before any listener does.
 func (s *starter) portTaken() (taken bool, err error) {
 	device, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
 	if err != nil && !lacking(err) { // before Linux 5.1
 		return false, err
 	}
-	err = inNetNS(s.fd, func() (err error) {
-		if taken, err = s.inTheWay(uint32(device), false); !taken && err == nil {
-			// Before Linux 6.8, a socket that is only bound is not shown: it must be one
-			// if there is nothing else.
-			var connection bool
-			connection, err = s.inTheWay(uint32(device), true)
-			taken = !connection
+	l := s.snap
+	err = inNetNS(s.fd, func() error {
+		all, err := socketsOn(l.Local.Port(), StateListen, boundState)
+		for _, other := range all {
+			if other.state == StateClose && other.remote.Port() != 0 {
+				continue // what is left of a connection
+			}
+			apart := device != 0 && other.device != 0 && uint32(device) != other.device
+			if !apart && (covers(l.Local.Addr(), l.v6only(), other.local.Addr()) ||
+				covers(other.local.Addr(), other.v6only, l.Local.Addr())) {
+				taken = true
+			}
 		}
 		return err
 	})
-	return taken && err == nil, err
-}
-
-// The states in which sock_diag shows sockets that listen, or are about to, and
-// connections, with what is left of them.
-var (
-	listeningStates = []State{StateListen, boundState}
-	connectedStates = []State{
-		StateEstablished, StateSynSent, StateSynRecv, StateFinWait1, StateFinWait2, StateTimeWait, StateCloseWait, StateLastAck, StateClosing, boundState}
-)
-
-// inTheWay reports whether there is one of these where this socket shall listen.
-func (s *starter) inTheWay(device uint32, connection bool) (bool, error) {
-	l, states := s.snap, listeningStates
-	if connection {
-		states = connectedStates
-	}
-	for other, err := range socketsOn(l.Local.Port(), states...) {
-		if err != nil {
-			return false, err
-		}
-		apart := device != 0 && other.device != 0 && device != other.device
-		wanted := (other.remote.Port() != 0) == connection // boundState shows both
-		if wanted && !apart && (covers(l.Local.Addr(), l.v6only(), other.local.Addr()) ||
-			covers(other.local.Addr(), other.v6only, l.Local.Addr())) {
-			return true, nil
-		}
-	}
-	return false, nil
+	return taken, err
 }
 
 // openPort lets a socket bind to and listen on a port beside sockets that the

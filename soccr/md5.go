@@ -2,6 +2,7 @@ package soccr
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -15,6 +16,9 @@ type MD5Key struct {
 	// Key has 1 to 80 bytes.
 	Key []byte
 }
+
+// String does not show the key, but how long it is.
+func (k MD5Key) String() string { return fmt.Sprintf("%d bytes for %v", len(k.Key), k.Peers) }
 
 const (
 	maxMD5Key  = 80  // TCP_MD5SIG_MAXKEYLEN

@@ -177,25 +177,24 @@ func attributes(b []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-// socketsOn yields the sockets of both families that are bound to a port, in some
-// states. An error is the last thing that it yields.
-func socketsOn(port uint16, states ...State) iter.Seq2[foundSocket, error] {
-	return func(yield func(foundSocket, error) bool) {
-		q := diagQuestion{dump: true, local: netip.AddrPortFrom(netip.Addr{}, port)}
-		for _, s := range states {
-			q.states |= 1 << s
-		}
-		for _, q.family = range [...]byte{unix.AF_INET, unix.AF_INET6} {
-			for message, err := range q.ask() {
-				if err != nil {
-					yield(foundSocket{}, fmt.Errorf("sock_diag: %w", err))
-					return
-				}
-				// Of those that are only bound, all are shown.
-				if f := found(message); f.local.Port() == port && !yield(f, nil) {
-					return
-				}
+// socketsOn finds the sockets of both families that are bound to a port, in some
+// states.
+func socketsOn(port uint16, states ...State) ([]foundSocket, error) {
+	var all []foundSocket
+	q := diagQuestion{dump: true, local: netip.AddrPortFrom(netip.Addr{}, port)}
+	for _, s := range states {
+		q.states |= 1 << s
+	}
+	for _, q.family = range [...]byte{unix.AF_INET, unix.AF_INET6} {
+		for message, err := range q.ask() {
+			if err != nil {
+				return nil, fmt.Errorf("sock_diag: %w", err)
+			}
+			// Of those that are only bound, all are shown.
+			if f := found(message); f.local.Port() == port {
+				all = append(all, f)
 			}
 		}
 	}
+	return all, nil
 }

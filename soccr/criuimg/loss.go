@@ -24,8 +24,17 @@ type Loss struct {
 	Value, Instead any
 }
 
-// String describes the loss.
-func (l Loss) String() string { return fmt.Sprintf("%s: %v becomes %v", l.Field, l.Value, l.Instead) }
+// String describes the loss. Of bytes, which may be a key, it says how many there are.
+func (l Loss) String() string {
+	return fmt.Sprintf("%s: %v becomes %v", l.Field, shown(l.Value), shown(l.Instead))
+}
+
+func shown(v any) any {
+	if b, ok := v.([]byte); ok {
+		return fmt.Sprintf("%d bytes", len(b))
+	}
+	return v
+}
 
 // lostFromSnapshot compares a snapshot with what is read back.
 func lostFromSnapshot[S soccr.Snapshot | soccr.ListenerSnapshot](before, after *S) []Loss {

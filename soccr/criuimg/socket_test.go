@@ -746,3 +746,11 @@ func TestNoWindow(t *testing.T) {
 		t.Errorf("sequence numbers %d, %d do not count the FINs", e.GetInqSeq(), e.GetOutqSeq())
 	}
 }
+
+// What has no place in an image may be a key: it is not shown to whoever sees the error.
+func TestLossKeepsSecrets(t *testing.T) {
+	l := criuimg.Loss{Field: "Options.Settings[TCP_FASTOPEN_KEY]", Value: []byte("0123456789abcdef")}
+	if got, want := l.String(), "Options.Settings[TCP_FASTOPEN_KEY]: 16 bytes becomes <nil>"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
