@@ -29,42 +29,40 @@ func (s *Socket) probe(snap *Snapshot) error {
 	if snap.State == StateEstablished || len(snap.MD5Keys) > 0 || !s.shut(snap) {
 		return nil
 	}
-	info, err := s.info()
-	if err == nil && (State(info.State) != snap.State || info.Bytes_received != s.receivedBefore) {
-		return nil
-	}
-	if err == nil {
-		err = s.sendProbe(snap)
-	}
-	s.effects.Probed, s.effects.Unprobed = err == nil, err
+	s.effects.Probed, s.effects.Unprobed = s.sendProbe(snap)
 	return nil
 }
 
-func (s *Socket) sendProbe(snap *Snapshot) error {
+func (s *Socket) sendProbe(snap *Snapshot) (sent bool, err error) {
 	mark, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_MARK)
 	if err != nil {
-		return err
+		return false, err
 	}
 	device, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
 	if err != nil {
-		return err
+		return false, err
 	}
 	injector, err := s.openInjector(rawfin.WithMark(uint32(mark)), rawfin.WithDevice(device))
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { _ = injector.Close() }() // close(2) on a socket does not fail
 	segment := rawfin.Segment{
 		Src: snap.Local, Dst: snap.Remote, Flags: rawfin.ACK, Seq: snap.sndUna() - 1, Ack: snap.rcvNxt(),
-		Window: s.plan.advertised(snap.rcvNxt(), snap.RecvScale),
+		Window: s.plan.advertised(snap.rcvNxt(), snap.RecvScale), Timestamps: snap.Timestamp.Enabled,
 	}
-	if snap.Timestamp.Enabled {
+	if segment.Timestamps {
 		// In milliseconds it is at most one too low, which a peer allows (TCP_PAWS_WINDOW).
 		now, err := sockopt.GetInt(s.fd, unix.IPPROTO_TCP, unix.TCP_TIMESTAMP)
 		if err != nil {
-			return err
+			return false, err
 		}
-		segment.Timestamps, segment.TSVal = true, uint32(now)
+		segment.TSVal = uint32(now)
 	}
-	return injector.Send(segment)
+	info, err := s.info()
+	if err != nil || State(info.State) != snap.State || info.Bytes_received != s.receivedBefore {
+		return false, err
+	}
+	err = injector.Send(segment)
+	return err == nil, err
 }

@@ -135,7 +135,7 @@ func (c *Checker) Add(s Segment) {
 		ack = other.position(s.Ack)
 	}
 	if c.clock(e, s, start, ack) {
-		c.acknowledges(e, other, s, ack)
+		c.acknowledges(e, other, s, start, ack)
 	}
 	c.stream(e, s, start)
 	e.reached = max(e.reached, e.next, start)
@@ -224,14 +224,19 @@ func (c *Checker) clock(e *end, s Segment, start, ack int64) bool {
 	return true
 }
 
-// acknowledges looks at the acknowledgement and the window.
-func (c *Checker) acknowledges(e, other *end, s Segment, ack int64) {
+// acknowledges looks at the acknowledgement and the window. Those of a window probe, with
+// nothing but a sequence number that is acknowledged already, count for nobody: who gets
+// it discards it, and answers (RFC 9293, section 3.10.7.4).
+func (c *Checker) acknowledges(e, other *end, s Segment, start, ack int64) {
 	if !s.Flags.Has(ACK) {
 		return
 	}
 	if other.heard && ack > other.reached {
 		e.AcksOfUnsent++
 		c.fault("acknowledges what was never sent", s)
+		return
+	}
+	if s.Len == 0 && !s.Flags.Has(SYN) && !s.Flags.Has(FIN) && other.ack.set && start < other.ack.at {
 		return
 	}
 	if e.ack.set && ack < e.ack.at {

@@ -156,6 +156,15 @@ func TestChecker(t *testing.T) {
 			talk: start(7).fromServer(s0+100, 0, c0, 1000),
 			from: server, want: counts{Missing: 100},
 		}, {
+			name: "a window probe, that was long on its way",
+			talk: start(7).fromClient(c0, 100, s0, 1000).fromServer(s0, 50, c0+100, 1000).fromClient(c0+100, 0, s0+50, 1000).
+				fromClient(c0+99, 0, s0, 900),
+			from: client, want: counts{Bytes: 100},
+		}, {
+			name: "a window probe for what was never sent",
+			talk: start(7).fromClient(c0, 100, s0, 1000).fromServer(s0, 0, c0+100, 1000).fromClient(c0+99, 0, s0+1, 1000),
+			from: client, want: counts{Bytes: 100, Unsent: 1},
+		}, {
 			name: "an acknowledgement going back",
 			talk: start(7).fromClient(c0, 100, s0, 1000).fromServer(s0, 0, c0+100, 1000).fromServer(s0, 0, c0+50, 1025),
 			from: server, want: counts{Acks: 1},
