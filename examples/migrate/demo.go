@@ -9,6 +9,7 @@ type demoConfig struct {
 	rate     int64         // bytes to send per second each way; 0 is as fast as it goes
 	duration time.Duration // how long the connection works
 	plain    bool          // restore without what makes the connection go on at once
+	pcap     string        // the file for what the client's wire has seen; "": none
 }
 
 const (

@@ -55,7 +55,7 @@ func demo(ctx context.Context, config demoConfig, view view) (_ *result, err err
 	if err != nil {
 		return nil, err
 	}
-	tap, err := newTap(network.client, wire.Flow{A: netip.AddrPortFrom(d.plan.client.Addr(), 0), B: listening.Addr})
+	tap, err := newTap(network.client, wire.Flow{A: netip.AddrPortFrom(d.plan.client.Addr(), 0), B: listening.Addr}, d.config.pcap)
 	if err != nil {
 		return nil, err
 	}

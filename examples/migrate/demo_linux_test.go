@@ -8,12 +8,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/gopacket/pcapgo"
 	"golang.org/x/sys/unix"
 
 	"github.com/gosoccr/gosoccr/internal/host/hosttest"
@@ -56,7 +58,8 @@ func TestDemo(t *testing.T) {
 		{"one move after the other", 10, []string{"--duration", "600ms", "--rate", "20"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			cmd := program(t, append(test.args, "--json", "--moves", strconv.Itoa(test.moves))...)
+			pcap := filepath.Join(t.TempDir(), "demo.pcap")
+			cmd := program(t, append(test.args, "--json", "--pcap", pcap, "--moves", strconv.Itoa(test.moves))...)
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
 			out, err := cmd.Output()
@@ -101,10 +104,35 @@ func TestDemo(t *testing.T) {
 			if len(r.SamplesSent) == 0 || len(r.SamplesSent) != len(r.SamplesReceived) {
 				t.Errorf("%d and %d samples", len(r.SamplesSent), len(r.SamplesReceived))
 			}
+			if packets := countPackets(t, pcap); packets < 10 {
+				t.Errorf("the capture has %d packets", packets)
+			}
 			if bytes.ContainsRune(stderr.Bytes(), '\x1b') {
 				t.Error("draws, though not on a terminal")
 			}
 		})
+	}
+}
+
+// countPackets counts the packets in a file of libpcap's format.
+func countPackets(t *testing.T, path string) (n int) {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	reader, err := pcapgo.NewReader(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, _, err := reader.ReadPacketData(); errors.Is(err, io.EOF) {
+			return n
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		n++
 	}
 }
 

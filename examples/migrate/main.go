@@ -147,6 +147,7 @@ func demoCommand(stdout, stderr *os.File) *cobra.Command {
 	flags.IntVar(&megabytes, "rate", 100, "megabytes to send per second, each way; 0 is as fast as it goes")
 	flags.DurationVar(&config.duration, "duration", 6*time.Second, "how long the connection works")
 	flags.BoolVar(&config.plain, "plain", false, "restore the plain way: what was in flight waits for timers, and the path is forgotten")
+	flags.StringVar(&config.pcap, "pcap", "", "write the headers of the latest 200000 packets on the client's wire to this `file`, for tcpdump and others")
 	flags.BoolVar(&asJSON, "json", false, "print the result as one JSON object")
 	return c
 }

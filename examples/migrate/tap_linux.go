@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/gosoccr/gosoccr/internal/host"
@@ -10,8 +12,10 @@ import (
 
 // A tap is on the client's wire.
 type tap struct {
-	capture *wire.Capture
-	checker *wire.Checker
+	capture  *wire.Capture
+	checker  *wire.Checker
+	recorder *wire.Recorder // nil: nobody wants the packets
+	pcap     string         // the file for them
 
 	server netip.AddrPort
 	last   time.Time // when the last bytes came from the server
@@ -28,13 +32,29 @@ type pause struct{ from, to time.Time }
 // leastPause is the shortest pause that counts as one.
 const leastPause = 200 * time.Microsecond
 
-func newTap(h *host.Host, flow wire.Flow) (t *tap, err error) {
-	t = &tap{checker: wire.NewChecker(flow), server: flow.B, wall: time.Now(), mono: monotonic()}
+// latestPackets is how many packets a file gets, at most.
+const latestPackets = 200_000
+
+func newTap(h *host.Host, flow wire.Flow, pcap string) (t *tap, err error) {
+	t = &tap{checker: wire.NewChecker(flow), pcap: pcap, server: flow.B, wall: time.Now(), mono: monotonic()}
+	if pcap != "" {
+		t.recorder = wire.NewRecorder(latestPackets)
+	}
 	err = h.Do(func() error {
-		t.capture, err = wire.Watch(device, t.see)
+		t.capture, err = wire.WatchPackets(device, t.take)
 		return err
 	})
 	return t, err
+}
+
+func (t *tap) take(p wire.Packet) {
+	if t.recorder != nil {
+		t.recorder.Add(p)
+	}
+	if s, ok := wire.Parse(p.Data, p.Size); ok {
+		s.Time = p.Time
+		t.see(s)
+	}
 }
 
 func (t *tap) see(s wire.Segment) {
@@ -51,7 +71,20 @@ func (t *tap) stop() (wire.Report, error) {
 	lost, err := t.capture.Stop()
 	r := t.checker.Report()
 	r.Lost = lost
-	return r, err
+	return r, errors.Join(err, t.write())
+}
+
+// write writes the packets that were recorded.
+func (t *tap) write() error {
+	if t.recorder == nil {
+		return nil
+	}
+	file, err := os.OpenFile(t.pcap, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = t.recorder.WriteTo(file)
+	return errors.Join(err, file.Close())
 }
 
 // pausesAt gives the pause into which each move fell, and the longest of the
