@@ -35,6 +35,7 @@ type conductor struct {
 
 	mu      sync.Mutex
 	lives   int
+	wrapped [2]int         // streams whose sequence numbers have, and connections
 	accused map[int]string // by slot, by the judge or the watchman
 }
 
@@ -260,7 +261,23 @@ func (c *conductor) connection(slot, life int, random *rand.Rand) error {
 	if err := c.engine.Finish(slot, nil); err != nil {
 		return err
 	}
+	c.noteWrapped(slot, &p)
 	return c.judge.over(to)
+}
+
+// noteWrapped counts the streams of a connection that have gone beyond the largest
+// sequence number.
+func (c *conductor) noteWrapped(slot int, p *plan) {
+	streams := 0
+	for i := range p.Before {
+		if p.Shifted && c.board.Slots[slot][i].Written.Load() > int64(p.Before[i]) {
+			streams++
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wrapped[0] += streams
+	c.wrapped[1] += min(streams, 1)
 }
 
 // waitOver waits a while, and reports whether both ends have read all.
@@ -377,6 +394,7 @@ func (c *conductor) report(lost uint64) error {
 	if len(s.Refused) > 0 {
 		fmt.Fprintf(c.log, "not moved: %s\n", table(s.Refused))
 	}
+	fmt.Fprintf(c.log, "sequence numbers wrapped around: in %d streams of %d connections\n", c.wrapped[0], c.wrapped[1])
 	fmt.Fprintf(c.log, "stalls: %v\nfrozen: %v\n", &s.Stalls, &s.Frozen)
 	fmt.Fprintf(c.log, "on the wire: %v; %d packets not seen\n", c.judge, lost)
 	return err

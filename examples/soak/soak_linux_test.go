@@ -36,7 +36,7 @@ func TestSoak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{" 0 RST", wayBatch, wayInPlace, wayProcess, wayHost, "0 packets not seen"} {
+	for _, want := range []string{" 0 RST", "wrapped around", wayBatch, wayInPlace, wayProcess, wayHost, "0 packets not seen"} {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("the report does not say %q", want)
 		}
