@@ -12,6 +12,7 @@ import (
 
 	"github.com/gosoccr/gosoccr/internal/host/hosttest"
 	"github.com/gosoccr/gosoccr/internal/wire"
+	"github.com/gosoccr/gosoccr/rawfin"
 	"github.com/gosoccr/gosoccr/soccr"
 )
 
@@ -83,6 +84,45 @@ func (n *network) testProbe(t *testing.T, f family, stage stage, move func(*net.
 	expect(t, "peer", peer, data[read+1:])
 	n.finish(t, conn, peer, stage)
 	unnoticed(t, seen)
+}
+
+// A probe that cannot be sent keeps nothing from going on, when the kernel's timer says so.
+func TestUnprobed(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		resume func(*soccr.Socket, func(bool)) error
+		cause  func(error) bool
+	}{
+		{"no raw socket", func(s *soccr.Socket, lock func(bool)) error {
+			lock(false)
+			return withoutRaw(s.Resume)
+		}, func(err error) bool { return errors.Is(err, unix.EPERM) }},
+		{"still locked", func(s *soccr.Socket, lock func(bool)) error {
+			defer lock(false)
+			return s.Resume()
+		}, func(err error) bool { _, ok := errors.AsType[*rawfin.DroppedError](err); return ok }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			n := newNetwork(t)
+			conn, peer := n.connect(t, ip4)
+			data := n.shutWindow(t, conn, peer)
+			if err := peer.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			inState(t, conn, soccr.StateCloseWait)
+			lock := n.lockFor(conn)
+			lock(true)
+			expect(t, "peer", peer, data[:ioctl(t, peer, unix.SIOCINQ)])
+			rest := data[len(data)-ioctl(t, conn, unix.SIOCOUTQ):]
+			s, fd := n.pausedWith(t, n.checkpoint(t, conn), soccr.WithPath(soccr.PathForget))
+			hosttest.Do(t, n.here, func() error { return test.resume(s, lock) })
+			if e := s.Effects(); e.Probed || !test.cause(e.Unprobed) {
+				t.Errorf("%+v", e)
+			}
+			expect(t, "peer", peer, rest)
+			n.finish(t, n.fileConn(t, fd), peer, stage{soccr.StateCloseWait, true, false, false})
+		})
+	}
 }
 
 // observeConn watches a connection that is there already, and idle.
