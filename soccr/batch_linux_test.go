@@ -76,33 +76,39 @@ func acceptFD(listener *net.TCPListener) (fd int, err error) {
 // connections, for what takes too many descriptors otherwise.
 func (n *network) bothEnds(tb testing.TB, size int) *crowd {
 	tb.Helper()
+	const each = 10_000 // connections to a listener: there are not many more ports
 	c := &crowd{}
-	listener := listen(tb, n.here, loopback4.network, netip.AddrPortFrom(loopback4.here, 0).String())
-	defer listener.Close()
-	addr := sockaddr(ip4, netip.MustParseAddrPort(listener.Addr().String()))
-	hosttest.Do(tb, n.here, func() error {
-		for range size / 2 {
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			c.fds = append(c.fds, fd)
-			if err := unix.Connect(fd, addr); err != nil {
-				return err
-			}
-			if fd, err = acceptFD(listener); err != nil {
-				return err
-			}
-			c.fds = append(c.fds, fd)
-		}
-		return nil
-	})
+	for left := size / 2; left > 0; left -= each {
+		listener := listen(tb, n.here, loopback4.network, netip.AddrPortFrom(loopback4.here, 0).String())
+		hosttest.Do(tb, n.here, func() error { return c.connect(listener, min(left, each)) })
+		listener.Close()
+	}
 	tb.Cleanup(func() {
 		for _, fd := range c.fds {
 			unix.Close(fd)
 		}
 	})
 	return c
+}
+
+// connect adds both ends of connections to a listener.
+func (c *crowd) connect(listener *net.TCPListener, connections int) error {
+	addr := sockaddr(ip4, netip.MustParseAddrPort(listener.Addr().String()))
+	for range connections {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		c.fds = append(c.fds, fd)
+		if err := unix.Connect(fd, addr); err != nil {
+			return err
+		}
+		if fd, err = acceptFD(listener); err != nil {
+			return err
+		}
+		c.fds = append(c.fds, fd)
+	}
+	return nil
 }
 
 // given away: they are closed, or others have their numbers.

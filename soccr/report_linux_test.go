@@ -1,6 +1,7 @@
 package soccr_test
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"flag"
@@ -29,14 +30,17 @@ var reportTo = flag.String("report", "", "measure at length and write performanc
 // one in docs, otherwise a short one, to see that it can be written.
 func TestReport(t *testing.T) {
 	dir, effort := *reportTo, 20
-	sizes := []int{2, 10, 100, 1000, 10_000}
+	sizes := []int{2, 10, 100, 1000, 10_000, 100_000}
 	if dir == "" {
 		dir, effort, sizes = t.TempDir(), 1, []int{2, 20}
+	} else if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 110_000, Max: 110_000}); err != nil {
+		t.Fatal("descriptors for 100,000 sockets: ", err)
 	}
 	r := &reporter{Machine: machine(t), effort: effort, dir: dir}
 	r.single(t)
 	r.crowds(t, sizes)
 	r.queues(t)
+	r.images(t)
 	r.stream(t)
 	var b strings.Builder
 	if err := reportText.Execute(&b, r); err != nil {
@@ -62,6 +66,7 @@ type reporter struct {
 	Crowds  []crowdRow
 	Stages  []stageRow
 	Queues  []queueRow
+	Images  []imageRow
 	Gap     time.Duration // the longest pause in the stream around its move
 	Usual   time.Duration // and the longest before
 
@@ -189,7 +194,7 @@ func (r *reporter) moves(t *testing.T, size, workers int, options []soccr.Option
 	timed := &timedLock{FlowsLocker: lock}
 	options = append(slices.Clone(options), soccr.WithLock(timed), soccr.WithWorkers(workers))
 	hosttest.Do(t, n.here, func() error {
-		for range max(r.effort*min(100, 10_000/size)/10, 2+r.effort/5) {
+		for range max(r.effort*min(100, 10_000/size)/10, min(2+r.effort/5, 200_000/size)) {
 			m, err := c.move(timed, options)
 			if err != nil {
 				return err
@@ -240,7 +245,7 @@ func (r *reporter) queues(t *testing.T) {
 	floor, all, bare := chart.Line{Name: "floor"}, chart.Line{Name: "all"}, chart.Line{Name: "bare"}
 	bound := chart.Line{Name: "floor and options"}
 	lines := [...]*chart.Line{&floor, &bound, &all, &bare}
-	for _, size := range []int{0, 8, 16, 32, 48, 60} {
+	for _, size := range []int{0, 8, 16, 32, 48, 64} {
 		h := hosttest.New(t)
 		n := &network{here: h, there: h}
 		var conns [len(lines)]*floorConn
@@ -290,6 +295,109 @@ func (r *reporter) queues(t *testing.T) {
 		Title: "What a move costs, by what is in the receive queue", X: "KiB", Y: "microseconds",
 		Lines: []chart.Line{floor, bare, bound, all},
 	})
+}
+
+// An imageRow is how fast the image of a group passes: bytes of its queues in a second.
+type imageRow struct {
+	What string
+	Time time.Duration // of one passage
+	Rate float64       // GB/s
+}
+
+// images saves connections with much in their queues as one image and restores
+// them from it, in turns with the bare copy of the same bytes: within memory, and
+// out of the receive queues.
+func (r *reporter) images(t *testing.T) {
+	const conns = 32
+	size := 60 << 10
+	if *reportTo != "" {
+		size = 4 << 20
+	}
+	n, _ := newBatchNetwork(t)
+	c := &crowd{}
+	for range conns {
+		conn, peer := n.connect(t, loopback4)
+		if size > 60<<10 {
+			setInt(t, conn, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4*size)
+		}
+		write(t, peer, make([]byte, size))
+		eventually(t, "the bytes are here", func() bool { return ioctl(t, conn, unix.SIOCINQ) == size })
+		file, err := conn.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.fds = append(c.fds, fd)
+		file.Close()
+		conn.Close()
+	}
+	from, to := make([]byte, size), make([]byte, size)
+	image := bytes.NewBuffer(make([]byte, 0, conns*(size+4096)))
+	var saved, restored *soccr.Batch
+	passages := [...]struct {
+		what string
+		do   func() error
+	}{
+		{"copied within memory", func() error {
+			for range conns {
+				copy(to, from)
+			}
+			return nil
+		}},
+		{"copied out of the receive queues (recv, MSG_PEEK)", func() error {
+			for _, fd := range c.fds {
+				if k, _, err := unix.Recvfrom(fd, to, unix.MSG_PEEK); err != nil || k != size {
+					return fmt.Errorf("%d bytes: %w", k, err)
+				}
+			}
+			return nil
+		}},
+		{"saved and written to memory (SaveAll)", func() (err error) {
+			saved, err = soccr.SaveAll(image, c.fds, soccr.WithWorkers(1))
+			return err
+		}},
+		{"given back to the kernel (Close)", func() error {
+			c.forget()
+			return saved.Close()
+		}},
+		{"read and restored (RestoreAll)", func() (err error) {
+			restored, err = soccr.RestoreAll(image, soccr.WithWorkers(1))
+			return err
+		}},
+	}
+	var times [len(passages)][]time.Duration
+	hosttest.Do(t, n.here, func() error {
+		for range max(r.effort/2, 1) {
+			image.Reset()
+			for i, p := range passages {
+				start := time.Now()
+				if err := p.do(); err != nil {
+					return fmt.Errorf("%s: %w", p.what, err)
+				}
+				times[i] = append(times[i], time.Since(start))
+			}
+			if err := restored.Resume(); err != nil {
+				return err
+			}
+			for i := range restored.Len() {
+				if err := restored.Err(i); err != nil {
+					return err
+				}
+				c.fds = append(c.fds, restored.FD(i))
+			}
+		}
+		return nil
+	})
+	for _, fd := range c.fds {
+		unix.Close(fd)
+	}
+	for i, p := range passages {
+		took := median(times[i])
+		r.Images = append(r.Images, imageRow{p.what, took, conns * float64(size) / float64(took)})
+	}
 }
 
 // stream watches what a program reads while its connection moves, between two
@@ -344,8 +452,8 @@ func (r *reporter) stream(t *testing.T) {
 		}
 	}
 	line := chart.Line{Name: "received"}
-	for i, bytes := range bins {
-		line.Points = append(line.Points, chart.Point{X: milliseconds(time.Duration(i) * bin), Y: bytes / bin.Seconds() / 1e6})
+	for i, sum := range bins {
+		line.Points = append(line.Points, chart.Point{X: milliseconds(time.Duration(i) * bin), Y: sum / bin.Seconds() / 1e6})
 	}
 	r.chart(t, "throughput", &chart.Chart{
 		Title: fmt.Sprintf("A stream whose receiver moves after %d ms", (length / 2).Milliseconds()),
@@ -469,6 +577,15 @@ whether the connection has moved while it was read.
 | KiB | floor | bare | bare ÷ floor | bound | bound ÷ floor | all | all ÷ floor | all ÷ bound |
 |---:|---:|---:|---:|---:|---:|---:|---:|---:|
 {{range .Queues}}| {{.Size}} | {{us .Floor}} | {{us .Bare}} | {{over .Bare .Floor}} | {{us .Bound}} | {{over .Bound .Floor}} | {{us .All}} | {{over .All .Floor}} | {{over .All .Bound}} |
+{{end}}
+## The image of a group
+
+32 connections, each with 4 MiB that its program has not read, saved as one image and restored from it by one worker;
+medians.
+
+| the bytes are | ms | GB/s |
+|---|---:|---:|
+{{range .Images}}| {{.What}} | {{ms .Time}} | {{printf "%.1f" .Rate}} |
 {{end}}
 ## Throughput around a move
 

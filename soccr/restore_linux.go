@@ -356,7 +356,8 @@ func (s *Socket) restoreWindow(snap *Snapshot, plan windowPlan) error {
 
 // restoreBuffers sets the buffers to their saved sizes, but leaves the receive
 // buffer as much memory as the saved one had free, or as the window promises: a
-// queue in fresh buffers takes other memory than it took before.
+// queue in fresh buffers takes other memory than it took before. Without
+// options, what the window promises is enough.
 func (s *Socket) restoreBuffers(snap *Snapshot, plan windowPlan) error {
 	want := &snap.Options
 	if want.RecvBuffer == 0 && want.SendBuffer == 0 {
@@ -367,7 +368,10 @@ func (s *Socket) restoreBuffers(snap *Snapshot, plan windowPlan) error {
 		return err
 	}
 	if want.RecvBuffer > 0 {
-		free := max(int64(want.RecvBuffer)-int64(plan.RecvMemory), plan.room)
+		free := plan.room
+		if !s.options.noOptions {
+			free = max(free, int64(want.RecvBuffer)-int64(plan.RecvMemory))
+		}
 		size := min(max(int64(want.RecvBuffer), int64(memory.recvAlloc)+free), largest)
 		if int64(memory.recvBuffer) != size {
 			if err := s.setBuffer(recvBuffer, int(size)); err != nil {

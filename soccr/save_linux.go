@@ -96,7 +96,8 @@ func (s *Socket) save(snap *Snapshot) error {
 }
 
 // saveBuffers saves the sizes of buffers that hold more than fits into a new
-// socket's along with what the window promises.
+// socket's along with what the window promises. Whether they are locked, like all
+// that the program has set, is up to the caller.
 func (s *Socket) saveBuffers(snap *Snapshot, seen *observation) error {
 	const little = 16 << 10
 	if seen.received <= little && seen.unacked <= little {
@@ -113,8 +114,7 @@ func (s *Socket) saveBuffers(snap *Snapshot, seen *observation) error {
 	if seen.unacked > little {
 		o.SendBuffer = memory.sendBuffer
 	}
-	o.BufferLock, err = s.bufferLock()
-	return err
+	return nil
 }
 
 // saveMemory saves the socket options, and what else SO_MEMINFO tells of.

@@ -39,8 +39,8 @@ func (l *Lock) track(flows []Flow) error {
 		return err
 	}
 	for _, f := range wanted {
-		if err := l.table.track(f); err != nil {
-			return fmt.Errorf("conntrack entry of %v: %w", f, err)
+		if err := l.table.track(f.Flow); err != nil {
+			return fmt.Errorf("conntrack entry of %v: %w", f.Flow, err)
 		}
 	}
 	return nil

@@ -103,18 +103,40 @@ func (l *Lock) add(flows []Flow) error {
 	if err != nil || l.whole {
 		return err
 	}
-	wanted = slices.DeleteFunc(wanted, func(f Flow) bool { _, locked := l.flows[f]; return locked })
+	wanted = slices.DeleteFunc(wanted, func(f placed) bool {
+		if _, locked := l.flows[f.Flow]; locked {
+			return true
+		}
+		l.flows[f.Flow] = 0 // a second time it is locked
+		return false
+	})
 	if len(wanted) == 0 {
 		return nil
 	}
-	g, err := l.groupFor(len(wanted))
-	if err != nil {
+	if err := l.lock(wanted); err != nil {
+		for _, f := range wanted {
+			delete(l.flows, f.Flow)
+		}
 		return l.noteLoss(err)
 	}
+	return nil
+}
+
+// lock puts flows that are not locked into a group and into force.
+func (l *Lock) lock(wanted []placed) error {
+	g, err := l.groupFor(len(wanted))
+	if err != nil {
+		return err
+	}
+	if g != 0 {
+		for i := range wanted {
+			wanted[i].in = g
+			l.flows[wanted[i].Flow] = g
+		}
+	}
 	added := 0
-	in := func(Flow) group { return g }
 	for some := range slices.Chunk(wanted, l.table.capacity) {
-		if err = l.table.change(unix.NFT_MSG_NEWSETELEM, some, in); err != nil {
+		if err = l.table.change(unix.NFT_MSG_NEWSETELEM, some); err != nil {
 			break
 		}
 		added += len(some)
@@ -125,11 +147,8 @@ func (l *Lock) add(flows []Flow) error {
 	if err != nil {
 		// What was added before the error is in a group without a lease and
 		// locks nothing.
-		_, undo := l.delete(wanted[:added], in)
-		return l.noteLoss(errors.Join(err, undo))
-	}
-	for _, f := range wanted {
-		l.flows[f] = g
+		_, undo := l.delete(wanted[:added])
+		return errors.Join(err, undo)
 	}
 	l.members[g] += len(wanted)
 	return nil
@@ -169,28 +188,35 @@ func (l *Lock) remove(flows []Flow) error {
 	if err := l.usable(); err != nil {
 		return err
 	}
-	unwanted, err := onWire(flows)
+	wire, err := onWire(flows)
 	if err != nil || l.whole {
 		return err
 	}
-	unwanted = slices.DeleteFunc(unwanted, func(f Flow) bool { _, locked := l.flows[f]; return !locked })
-	deleted, err := l.delete(unwanted, func(f Flow) group { return l.flows[f] })
-	for _, f := range unwanted[:deleted] {
-		g := l.flows[f]
-		delete(l.flows, f)
-		l.members[g]--
-		if l.members[g] == 0 && g != 0 {
-			err = errors.Join(err, l.table.revoke(g))
+	locked := wire[:0]
+	for _, f := range wire {
+		if g, ok := l.flows[f.Flow]; ok {
+			delete(l.flows, f.Flow) // a second time it is not locked
+			locked = append(locked, placed{f.Flow, g})
 		}
+	}
+	deleted, err := l.delete(locked)
+	for _, f := range locked[:deleted] {
+		l.members[f.in]--
+		if l.members[f.in] == 0 && f.in != 0 {
+			err = errors.Join(err, l.table.revoke(f.in))
+		}
+	}
+	for _, f := range locked[deleted:] {
+		l.flows[f.Flow] = f.in
 	}
 	return l.noteLoss(err)
 }
 
 // delete takes flows out of their groups and returns how many it could.
-func (l *Lock) delete(flows []Flow, in func(Flow) group) (int, error) {
+func (l *Lock) delete(flows []placed) (int, error) {
 	deleted := 0
 	for some := range slices.Chunk(flows, l.table.capacity) {
-		if err := l.table.change(unix.NFT_MSG_DELSETELEM, some, in); err != nil {
+		if err := l.table.change(unix.NFT_MSG_DELSETELEM, some); err != nil {
 			return deleted, err
 		}
 		deleted += len(some)
@@ -198,25 +224,21 @@ func (l *Lock) delete(flows []Flow, in func(Flow) group) (int, error) {
 	return deleted, nil
 }
 
-// onWire gives each flow once, as packets show it.
-func onWire(flows []Flow) ([]Flow, error) {
-	wire := make([]Flow, 0, len(flows))
-	var seen map[Flow]bool
-	if len(flows) > 1 {
-		seen = make(map[Flow]bool, len(flows))
-	}
-	for _, f := range flows {
+// A placed flow is in a group, or about to be.
+type placed struct {
+	Flow
+	in group
+}
+
+// onWire gives flows as packets show them, in the first group.
+func onWire(flows []Flow) ([]placed, error) {
+	wire := make([]placed, len(flows))
+	for i, f := range flows {
 		w, err := f.onWire()
 		if err != nil {
 			return nil, err
 		}
-		if seen[w] {
-			continue
-		}
-		if seen != nil {
-			seen[w] = true
-		}
-		wire = append(wire, w)
+		wire[i].Flow = w
 	}
 	return wire, nil
 }

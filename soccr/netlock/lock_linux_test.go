@@ -248,7 +248,7 @@ func TestAddAtOnce(t *testing.T) {
 	l.table.capacity = 1
 	g, err := l.groupFor(2)
 	must(t, err)
-	must(t, l.table.change(unix.NFT_MSG_NEWSETELEM, []Flow{conn.Flow}, func(Flow) group { return g }))
+	must(t, l.table.change(unix.NFT_MSG_NEWSETELEM, []placed{{conn.Flow, g}}))
 	conn.wantFree()
 	must(t, l.table.grant(g))
 	conn.wantLocked(other)
@@ -276,8 +276,8 @@ func TestAllOrNothing(t *testing.T) {
 			// the lock does not know.
 			g, err := l.groupFor(len(flows))
 			must(t, err)
-			in := func(Flow) group { return g }
-			must(t, l.table.change(unix.NFT_MSG_NEWSETELEM, flows[50:], in))
+			there := []placed{{flows[50], g}}
+			must(t, l.table.change(unix.NFT_MSG_NEWSETELEM, there))
 			if err := l.Add(flows...); !errors.Is(err, unix.EEXIST) {
 				t.Errorf("a flow that is there: %v, want EEXIST", err)
 			}
@@ -285,7 +285,7 @@ func TestAllOrNothing(t *testing.T) {
 				t.Errorf("%d flows in the kernel, want that one", n)
 			}
 			conn.wantFree()
-			must(t, l.table.change(unix.NFT_MSG_DELSETELEM, flows[50:], in))
+			must(t, l.table.change(unix.NFT_MSG_DELSETELEM, there))
 			must(t, l.Add(flows...))
 			conn.wantLocked(other)
 		})

@@ -291,33 +291,48 @@ func (t *table) renew(groups []group) error {
 
 // change puts flows into their groups (NFT_MSG_NEWSETELEM) or takes them out
 // (NFT_MSG_DELSETELEM), in one transaction of at most t.capacity flows.
-func (t *table) change(kind int, flows []Flow, in func(Flow) group) error {
+func (t *table) change(kind int, flows []placed) error {
 	tx := t.begin()
-	type set struct {
-		group group
-		is4   bool
-	}
-	sets := map[set][]Flow{}
-	for _, f := range flows {
-		s := set{in(f), f.Local.Addr().Is4()}
-		sets[s] = append(sets[s], f)
-	}
-	for s, all := range sets {
-		name := s.group.flows6()
-		if s.is4 {
-			name = s.group.flows4()
-		}
-		for some := range slices.Chunk(all, elementsPerMessage) {
-			tx.elements(kind, name, func() {
-				for _, f := range some {
-					var room [keySize]byte
-					tx.element(f.appendKey(room[:0]))
-				}
-			})
+	var sets []flowSet // a group has two, and there are few groups
+	for i := range flows {
+		if s := flows[i].set(); !slices.Contains(sets, s) {
+			sets = append(sets, s)
+			tx.change(kind, s, flows[i:])
 		}
 	}
 	return t.commit(tx)
 }
+
+// change changes the flows of one set.
+func (tx *transaction) change(kind int, s flowSet, flows []placed) {
+	name := s.in.flows6()
+	if s.is4 {
+		name = s.in.flows4()
+	}
+	others := func() {
+		for len(flows) > 0 && flows[0].set() != s {
+			flows = flows[1:]
+		}
+	}
+	for len(flows) > 0 {
+		tx.elements(kind, name, func() {
+			var room [keySize]byte
+			for n := 0; len(flows) > 0 && n < elementsPerMessage; n++ {
+				tx.element(flows[0].appendKey(room[:0]))
+				flows = flows[1:]
+				others()
+			}
+		})
+	}
+}
+
+// A flowSet holds the flows of a group that speak one version of IP.
+type flowSet struct {
+	in  group
+	is4 bool
+}
+
+func (f *placed) set() flowSet { return flowSet{f.in, f.Local.Addr().Is4()} }
 
 // begin makes a transaction on the table.
 func (t *table) begin() *transaction { return begin(t.name, t.batch) }
