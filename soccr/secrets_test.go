@@ -18,7 +18,7 @@ func shows(text string, secret []byte) bool {
 		if bytes.Count(b, b[:1]) == part {
 			continue // zeros and the like are found in many numbers
 		}
-		decimal := strings.Trim(fmt.Sprint(b), "[]")
+		decimal := strings.Trim(fmt.Sprintf("%d", b), "[]")
 		if strings.Contains(text, string(b)) || strings.Contains(strings.ToLower(text), fmt.Sprintf("%x", b)) ||
 			strings.Contains(text, strings.Trim(fmt.Sprintf("%q", b), `"`)) || strings.Contains(text, decimal) {
 			return true
@@ -58,18 +58,16 @@ func TestErrorsKeepSecrets(t *testing.T) {
 	cookies := bytes.Repeat(secrets[3], 2)[:16]
 	l.Options.Settings = []Setting{{Name: "TCP_FASTOPEN_KEY", Bytes: cookies}}
 	d.RecvQueue[0].Data = secrets[4]
-	checked := 0
+	checked := map[string]bool{}
 	check := func(what string, err error) {
 		t.Helper()
-		if err == nil {
+		if err == nil || checked[err.Error()] {
 			return
 		}
-		checked++
-		for _, text := range []string{err.Error(), fmt.Sprintf("%v", err), fmt.Sprintf("%+v", err)} {
-			for _, secret := range secrets {
-				if shows(text, secret) {
-					t.Errorf("%s: %q shows %q", what, text, secret)
-				}
+		checked[err.Error()] = true
+		for _, secret := range secrets {
+			if shows(err.Error(), secret) {
+				t.Errorf("%s: %q shows %q", what, err, secret)
 			}
 		}
 	}
@@ -103,8 +101,8 @@ func TestErrorsKeepSecrets(t *testing.T) {
 		check("not kept", mismatch("Options.Settings: "+want.Name, want.value(), want.value()))
 		check("another key", mismatch("MD5Keys", []MD5Key{{Key: secret}}, MD5Key{Key: secret}))
 	}
-	if checked < 10_000 {
-		t.Errorf("only %d errors", checked)
+	if len(checked) < 300 {
+		t.Errorf("only %d different errors", len(checked))
 	}
 }
 

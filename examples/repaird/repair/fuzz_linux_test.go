@@ -28,19 +28,20 @@ func FuzzRequests(f *testing.F) {
 	f.Add([]byte{1, repair.On, 0b0001})                // and more data
 	f.Add([]byte{0, 2, 0b0001})                        // no command
 	f.Add([]byte{0, repair.On, 0, 0, repair.On, 0b11}) // without descriptors
-	tcp, listener, pipe := [2]int{}, 0, [2]int{}
-	for _, fd := range []*int{&tcp[0], &tcp[1], &listener} {
-		var err error
-		if *fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+	newSocket := func() int {
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
 			f.Fatal(err)
 		}
-		defer unix.Close(*fd)
+		f.Cleanup(func() { unix.Close(fd) })
+		return fd
 	}
+	tcp, listener := [2]int{newSocket(), newSocket()}, newSocket()
+	var pipe [2]int
 	if err := errors.Join(unix.Listen(listener, 1), unix.Pipe2(pipe[:], unix.O_CLOEXEC)); err != nil {
 		f.Fatal(err)
 	}
-	defer unix.Close(pipe[0])
-	defer unix.Close(pipe[1])
+	f.Cleanup(func() { unix.Close(pipe[0]); unix.Close(pipe[1]) })
 	all := []int{tcp[0], tcp[1], listener, pipe[0]}
 	f.Fuzz(func(t *testing.T, input []byte) {
 		for _, fd := range tcp {
