@@ -13,7 +13,7 @@ import (
 )
 
 // tcpPacket is a packet as gopacket makes it, with timestamps and a checksum.
-func tcpPacket(t *testing.T, src, dst netip.AddrPort, seq uint32, fin bool, payload []byte) []byte {
+func tcpPacket(t testing.TB, src, dst netip.AddrPort, seq uint32, fin bool, payload []byte) []byte {
 	t.Helper()
 	tcp := &layers.TCP{
 		SrcPort: layers.TCPPort(src.Port()), DstPort: layers.TCPPort(dst.Port()), Seq: seq, Ack: 77, ACK: true, PSH: true, FIN: fin, Window: 500,
@@ -95,6 +95,10 @@ func FuzzPackets(f *testing.F) {
 	snap := &Snapshot{
 		State: StateEstablished, Local: netip.MustParseAddrPort("192.0.2.1:443"), Remote: netip.MustParseAddrPort("198.51.100.2:50000"), RecvSeq: 1000,
 	}
+	whole := tcpPacket(f, snap.Remote, snap.Local, 1000, true, make([]byte, 3000))
+	f.Add(whole, uint64(10))
+	f.Add(whole[:100], uint64(0))
+	f.Add(append(tcpPacket(f, snap.Remote, snap.Local, 995, false, make([]byte, 10)), 0, 0, 0, 0), uint64(0)) // padded
 	f.Fuzz(func(t *testing.T, packet []byte, received uint64) {
 		if snap.missing(packet, received) {
 			p, ok := wire.Parse(packet, len(packet))
