@@ -139,6 +139,8 @@
 //   - A [Tap] catches what the peer sends while the flow is locked, and Resume
 //     delivers it as it was.
 //   - The peer is told our acknowledgement and window, by the kernel itself.
+//   - The peer is asked for its window, if that is closed: by the kernel in
+//     ESTABLISHED, by Resume in the half-closed states, which takes CAP_NET_RAW.
 //   - [WithDrain] waits, before all this, until less is in flight.
 //
 // # Rights and kernels
