@@ -18,10 +18,13 @@ type chunkReader struct {
 const (
 	blockSize = 256 << 10
 	perChunk  = 32
+	// trusted is what a snapshot that says it is large gets at once; beyond that,
+	// memory is taken as bytes arrive.
+	trusted = 8 << 20
 )
 
 // next gives the next encoded snapshots, and io.EOF with the last of them or with
-// none. Memory is taken as bytes arrive.
+// none.
 func (c *chunkReader) next() (encoded [][]byte, err error) {
 	for len(encoded) < perChunk {
 		size, err := recordSize(c.block)
@@ -50,7 +53,7 @@ func (c *chunkReader) next() (encoded [][]byte, err error) {
 // fill reads more, after moving a snapshot that does not fit to a new block.
 func (c *chunkReader) fill(size int) {
 	if have := len(c.block); cap(c.block) == have {
-		grown := make([]byte, have, max(blockSize, min(size, 2*have)))
+		grown := make([]byte, have, max(blockSize, min(size, max(2*have, trusted))))
 		copy(grown, c.block)
 		c.block = grown
 	}
