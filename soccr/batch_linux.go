@@ -40,15 +40,19 @@ func SaveAll(w io.Writer, fds []int, options ...Option) (*Batch, error) {
 		m.fd, m.socket = fd, &sockets[i]
 	}
 	b.each(func(m *member) {
+		m.socket.options.noVerify = b.set.noVerify
 		err := m.socket.readEarly(m.fd, b.set.noOptions)
 		m.local, m.remote = m.socket.local, m.socket.remote
 		if err != nil {
 			m.err = &OpError{Op: "lock", Local: m.local, Err: because(notTCP(err), err)}
+		} else if err := m.socket.claim(); err != nil { // whose flow may be locked with the same lock
+			m.err = m.socket.fail("pause", err)
 		}
-		m.paused = err == nil // will be
+		m.paused = m.err == nil // will be
 	})
 	flows := b.flows()
 	if err := b.set.lockFlows(flows); err != nil {
+		b.disclaim()
 		return nil, &OpError{Op: "lock", Err: errors.Join(err, b.set.unlockFlows(flows))}
 	}
 	for i := range b.members {
@@ -67,7 +71,9 @@ func SaveAll(w io.Writer, fds []int, options ...Option) (*Batch, error) {
 		return s.flush()
 	})
 	if err != nil {
-		return nil, errors.Join(&OpError{Op: "save", Err: err}, b.set.unlockFlows(flows), b.Resume())
+		err = errors.Join(&OpError{Op: "save", Err: err}, b.set.unlockFlows(flows), b.Resume())
+		b.disclaim()
+		return nil, err
 	}
 	return b, nil
 }
@@ -137,7 +143,11 @@ func (b *Batch) goOn(m *member) {
 	}
 	m.paused = false
 	m.err = errors.Join(m.err, err)
+	m.socket.disclaim()
 }
+
+// disclaim leaves all sockets to others.
+func (b *Batch) disclaim() { b.each(func(m *member) { m.socket.disclaim() }) }
 
 // flush writes what is encoded, when it is this chunk's turn.
 func (s *saver) flush() error {
@@ -259,6 +269,7 @@ func (b *Batch) Disconnect() {
 	b.each(func(m *member) {
 		if m.paused && !m.restored {
 			m.err = errors.Join(m.err, m.socket.Disconnect())
+			m.socket.Release()
 			m.paused = false
 		}
 	})

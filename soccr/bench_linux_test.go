@@ -54,6 +54,7 @@ func benchMove(fd int) (int, error) {
 	if err := s.Disconnect(); err != nil {
 		return fd, err
 	}
+	s.Release()
 	if err := unix.Close(fd); err != nil {
 		return -1, err
 	}

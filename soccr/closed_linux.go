@@ -55,8 +55,8 @@ func ResetPeer(snap *Snapshot, options ...Option) error {
 }
 
 func resetPeer(fd int, snap *Snapshot, options []Option) error {
-	s, err := Pause(fd, options...)
-	if err != nil {
+	s := new(Socket)
+	if err := s.pauseNew(fd, options); err != nil {
 		return err
 	}
 	if err := s.Restore(snap, options...); err != nil {

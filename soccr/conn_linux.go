@@ -25,7 +25,9 @@ import (
 //
 // On error conn goes on as before, and a flow that was locked is unlocked. The
 // one exception has a snapshot beside the error: conn is closed, but a duplicate
-// could not be disconnected and stays paused.
+// could not be disconnected and stays paused, or (ErrPaused) another process got hold
+// of one at that moment and does as it likes with the connection, and the snapshot is
+// not to be used.
 func Checkpoint(c syscall.Conn, options ...Option) (*Snapshot, error) {
 	closer, ok := c.(io.Closer)
 	if !ok {
@@ -59,8 +61,16 @@ type paused struct {
 
 // discard takes the connection out of the socket, whoever else holds it.
 func (p *paused) discard() error {
-	err := p.socket.Disconnect()
-	return errors.Join(err, unix.Close(p.socket.fd))
+	err := p.socket.stillPaused() // the claim has ended when the conn was closed
+	if err == nil {
+		err = p.socket.Disconnect()
+	}
+	err = errors.Join(err, unix.Close(p.socket.fd))
+	p.socket.disclaimHere()
+	if err != nil {
+		return p.socket.fail("disconnect", err)
+	}
+	return nil
 }
 
 // attempts is how often a locked connection is saved before ErrChanged is final:
@@ -69,12 +79,18 @@ const attempts = 5
 
 // take saves a connection and returns it paused, or leaves it as it was.
 func take(fd int, set settings) (*paused, error) {
+	s := &Socket{fd: fd}
+	// Before anything else, as who has it may have locked the flow with the same lock,
+	// and to close a duplicate would end the claim.
+	if err := s.claim(); err != nil {
+		return nil, s.fail("checkpoint", because(notTCP(err), err))
+	}
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
+		s.disclaim()
 		return nil, &OpError{Op: "checkpoint", Err: err}
 	}
 	drain(own, set.drain)
-	s := new(Socket)
 	unlock, err := set.lockSocket(s, own)
 	if err == nil {
 		var p *paused
@@ -82,6 +98,7 @@ func take(fd int, set settings) (*paused, error) {
 			return p, nil
 		}
 	}
+	s.disclaim()
 	return nil, errors.Join(err, unix.Close(own))
 }
 

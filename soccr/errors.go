@@ -30,6 +30,9 @@ var (
 	// ErrCorked: a datagram waits for the program to complete it (UDP_CORK,
 	// MSG_MORE), and cannot be read.
 	ErrCorked = errors.New("an incomplete datagram waits to be sent")
+	// ErrPaused: another checkpointer, in this process or in another, has paused the
+	// socket and not let it go on.
+	ErrPaused = errors.New("another checkpointer has paused the socket")
 	// ErrNotPaused: the socket is not in repair mode (any more).
 	ErrNotPaused = errors.New("socket is not paused")
 	// ErrInvalidSnapshot: the snapshot cannot be that of a TCP socket.
@@ -75,6 +78,7 @@ var hints = [...]struct {
 	{ErrUrgent, "let the program read it, then save again"},
 	{ErrULP, "kernel TLS state cannot be read back; let the program do its own TLS"},
 	{ErrInFlight, "let the program accept them, or say with WithInFlight what shall become of them"},
+	{ErrPaused, "wait until it has resumed the connection, or has taken it"},
 	{ErrAddrInUse, "close or move the socket that has it, or wait for the end of its TIME_WAIT; ss -tan shows it"},
 	{ErrAddrNotAvailable, "add the address to a device of this host first (ip address add)"},
 	{ErrNoDevice, "map the device's name with a Mapping"},

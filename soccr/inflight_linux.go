@@ -98,6 +98,7 @@ func handBack(all []*pendingConn) (conns []*net.TCPConn, err error) {
 		var errs [3]error
 		if c.taken != nil {
 			errs[0], errs[1] = c.unlock(), c.taken.socket.Resume()
+			c.taken.socket.Release()
 		}
 		file := os.NewFile(uintptr(c.fd), "tcp")
 		conn, failed := net.FileConn(file)
@@ -114,7 +115,7 @@ func dropPending(listener int, set settings) (err error) {
 	fds, err := AcceptAll(listener)
 	for _, fd := range fds {
 		// Closing is silent while repair mode is on, which Multipath TCP does not have.
-		_, failed := Pause(fd, WithRepairer(set.repairer))
+		failed := new(Socket).pauseNew(fd, []Option{WithRepairer(set.repairer)})
 		err = errors.Join(err, failed, unix.Close(fd))
 	}
 	return err

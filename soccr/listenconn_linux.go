@@ -61,6 +61,9 @@ type takenListener struct {
 // of its queue.
 func (t *takenListener) discard() error {
 	err := unix.Shutdown(t.fd, unix.SHUT_RD) // inet_shutdown: it stops to listen
+	if err != nil {
+		err = failListener("stop listening", t.fd, err)
+	}
 	for _, p := range t.pending {
 		err = errors.Join(err, p.taken.discard())
 	}

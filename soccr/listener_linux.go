@@ -348,7 +348,7 @@ func (s *starter) sharePort(reusePort int) (fd int, err error) {
 }
 
 func (s *starter) bindShared(fd, reusePort int) error {
-	if _, err := Pause(fd, WithRepairer(s.repairer)); err != nil {
+	if err := new(Socket).pauseNew(fd, []Option{WithRepairer(s.repairer)}); err != nil {
 		return err
 	}
 	if err := apply(slices.Clone(s.chosen), fd, beforeBind, func(Loss) {}); err != nil {

@@ -20,14 +20,19 @@ const ipprotoMPTCP = 262
 // after Pause.) The caller keeps owning fd, which stays paused until Resume; a
 // paused socket that is paused again stays as it is.
 //
-// Repair mode belongs to the socket, not to who switched it on: of two that work on
-// one socket at the same time, each may read what the other has selected. Neither the
-// kernel nor a lock of the flow keeps the second one out; that is up to the callers.
+// Repair mode belongs to the socket, not to who switched it on. So that two do not
+// work on one socket, whoever has it paused owns it until Resume or Release: to
+// others, in this process or in another, Pause fails with ErrPaused, which names the
+// process. A socket whose owner has died can be paused again. This rests on an
+// advisory lock (F_SETLK) of the socket, which others than this library do not heed;
+// which ends when the process closes any descriptor of the socket, so keep those open;
+// and which a security module may not allow: then only those in one process are kept
+// apart. With [WithoutVerifying] it is up to the callers.
 //
 // It needs CAP_NET_ADMIN in the user namespace that owns the socket's network
 // namespace, or somebody who has it (WithRepairer), and fails with
-// ErrNoPermission, ErrState (a listening socket), ErrMultipath or ErrNotTCP inside
-// an *OpError, with the socket untouched.
+// ErrNoPermission, ErrState (a listening socket), ErrMultipath, ErrPaused or ErrNotTCP
+// inside an *OpError, with the socket untouched.
 //
 // The options that matter to Save and Resume are [WithoutOptions],
 // [WithoutVerifying], [WithEnds] and [WithRepairer]; Restore has the first two and
@@ -43,6 +48,7 @@ func Pause(fd int, options ...Option) (*Socket, error) {
 // Pause is the function Pause for the zero Socket, or one that is not needed any
 // more, whose memory it takes over. On error s is of no use but for another Pause.
 func (s *Socket) Pause(fd int, options ...Option) error {
+	s.disclaimHere()
 	*s = Socket{}
 	return s.pause(fd, options)
 }
@@ -54,6 +60,17 @@ func (s *Socket) pause(fd int, options []Option) error {
 	if ends := s.options.ends; ends != nil {
 		s.local, s.remote, s.located = ends.local, ends.remote, true
 	}
+	if err := s.claim(); err != nil {
+		return s.fail("pause", because(notTCP(err), err))
+	}
+	if err := s.pauseClaimed(options); err != nil {
+		s.disclaim()
+		return err
+	}
+	return nil
+}
+
+func (s *Socket) pauseClaimed(options []Option) error {
 	if !s.options.noOptions && s.early == nil {
 		if err := s.readReuseAddr(); err != nil {
 			return s.fail("pause", because(notTCP(err), err))
@@ -114,8 +131,12 @@ func notTCP(answer error) error {
 }
 
 // Release forgets the socket and leaves it paused, so that closing its last fd
-// is silent: no FIN, no RST, no TIME_WAIT. The Socket must not be used any more.
-func (s *Socket) Release() { s.fd = -1 }
+// is silent: no FIN, no RST, no TIME_WAIT. The Socket must not be used any more. For
+// other processes it is this one's until a descriptor of it is closed here.
+func (s *Socket) Release() {
+	s.disclaimHere()
+	s.fd = -1
+}
 
 // Disconnect takes the connection out of the socket silently, as closing it
 // would, but at once and for every process that has a descriptor of it: the

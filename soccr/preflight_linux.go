@@ -259,7 +259,7 @@ func (p *preflight) permissions() {
 	if p.pauses {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 		if err == nil {
-			_, err = Pause(fd, WithRepairer(p.set.repairer))
+			err = new(Socket).pauseNew(fd, []Option{WithRepairer(p.set.repairer)})
 			unix.Close(fd)
 		}
 		p.found("pause", none, none, err)

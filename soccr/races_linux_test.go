@@ -390,5 +390,7 @@ func takeWith(lock *netlock.Lock, fd int, local, remote netip.AddrPort) (*soccr.
 	if err != nil {
 		return nil, errors.Join(err, lock.UnlockFlow(local, remote), s.Resume())
 	}
-	return snap, s.Disconnect()
+	err = s.Disconnect()
+	s.Release()
+	return snap, err
 }

@@ -26,6 +26,7 @@ func (s *Socket) Resume() error {
 		if err != nil {
 			return s.fail("resume", err)
 		}
+		s.disclaim()
 		return nil
 	}
 	if err := s.resetOver(); err != nil {
@@ -36,6 +37,7 @@ func (s *Socket) Resume() error {
 		return s.fail("resume", errors.Join(err, s.setRepair(unix.TCP_REPAIR_ON)))
 	}
 	s.restored = nil
+	s.disclaim()
 	return nil
 }
 

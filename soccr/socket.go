@@ -11,6 +11,9 @@ import (
 type Socket struct {
 	fd int // the caller's; never closed here
 
+	// claimedAs is the socket's cookie while it is claimed, see claim.
+	claimedAs uint64
+
 	// given are the options of Pause, options those and Restore's.
 	given   []Option
 	options settings

@@ -332,8 +332,10 @@ var requestNames = map[uint64]map[uint64]string{
 		unix.F_DUPFD_CLOEXEC: "F_DUPFD_CLOEXEC",
 		unix.F_GETFL:         "F_GETFL",
 		unix.F_GETOWN_EX:     "F_GETOWN_EX",
+		unix.F_GETLK:         "F_GETLK",
 		unix.F_GETSIG:        "F_GETSIG",
 		unix.F_SETFL:         "F_SETFL",
+		unix.F_SETLK:         "F_SETLK",
 	},
 	unix.SYS_IOCTL: {
 		unix.SIOCATMARK:  "SIOCATMARK",

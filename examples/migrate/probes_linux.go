@@ -134,6 +134,7 @@ func withConnection(change func(*soccr.Snapshot), use func(fd int, s *soccr.Sock
 	if err != nil {
 		return err
 	}
+	defer s.Release()
 	if err := s.Restore(snapshot); err != nil {
 		return err
 	}

@@ -85,11 +85,10 @@ func (s *swapper) renew(program *stoppedProgram, all []*connection) error {
 // backOut puts a connection back into its old socket.
 func (s *swapper) backOut(c *connection) error {
 	c.apart = true
-	err := c.paused.Disconnect()
-	if err != nil {
+	if err := c.paused.Disconnect(); err != nil {
 		return err
 	}
-	if c.paused, err = soccr.Pause(c.fd); err != nil {
+	if err := c.paused.Pause(c.fd); err != nil {
 		return err
 	}
 	return c.rebuild(s.worker)
