@@ -69,14 +69,21 @@ func TestStates(t *testing.T) {
 	}
 }
 
-func (n *network) testState(t *testing.T, f family, stage stage, load load) {
-	conn, peer := n.connect(t, f)
-	lock := n.lockFor(conn)
+// bytes are those of a load.
+func (l load) bytes() (received, sent, unsent []byte) {
+	return pattern(1, l.received), pattern(2, l.sent), pattern(3, l.unsent)
+}
+
+// reach makes a connection that is in a state, with a load.
+func (n *network) reach(t *testing.T, f family, stage stage, load load) (conn, peer *net.TCPConn, lock func(bool)) {
+	t.Helper()
+	conn, peer = n.connect(t, f)
+	lock = n.lockFor(conn)
 	if load.unsent > 16<<10 {
 		setInt(t, conn, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*load.unsent) // no buffer grows while it is locked
 	}
 
-	received, sent, unsent := pattern(1, load.received), pattern(2, load.sent), pattern(3, load.unsent)
+	received, sent, unsent := load.bytes()
 	write(t, peer, received)
 	eventually(t, "the bytes have arrived", func() bool { return ioctl(t, conn, unix.SIOCINQ) == load.received })
 
@@ -112,7 +119,12 @@ func (n *network) testState(t *testing.T, f family, stage stage, load load) {
 		closePeer()
 	}
 	inState(t, conn, stage.state)
+	return conn, peer, lock
+}
 
+func (n *network) testState(t *testing.T, f family, stage stage, load load) {
+	conn, peer, lock := n.reach(t, f, stage, load)
+	received, sent, unsent := load.bytes()
 	live := info(t, conn)
 	snap := n.checkpoint(t, conn)
 	if stage.state == soccr.StateClosing {
