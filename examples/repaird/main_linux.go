@@ -20,7 +20,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stderr)
+	err := run(ctx, os.Args[1:], os.Stderr, confine)
 	stop()
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -30,8 +30,9 @@ func main() {
 	}
 }
 
-// run serves until ctx is done.
-func run(ctx context.Context, args []string, log io.Writer) error {
+// run serves until ctx is done. It has its socket by now when it is run by confine,
+// which is what it calls, when it has made it, not to return if all goes well.
+func run(ctx context.Context, args []string, log io.Writer, confine func(*os.File) error) error {
 	flags := flag.NewFlagSet("repaird", flag.ContinueOnError)
 	flags.SetOutput(log)
 	path := flags.String("socket", "", "`path` of the Unix socket that clients connect to")
@@ -51,9 +52,20 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	if *path == "" || flags.NArg() > 0 {
 		return errors.New("-socket and -uid are needed, and nothing else")
 	}
-	addr := &net.UnixAddr{Name: *path, Net: "unix"}
+	socket, err := inherited()
+	if err != nil {
+		return err
+	}
+	if socket == nil {
+		if socket, err = open(&net.UnixAddr{Name: *path, Net: "unix"}, *connect); err != nil {
+			return err
+		}
+		if err := confine(socket); err != nil {
+			return errors.Join(err, socket.Close())
+		}
+	}
 	if *connect {
-		conn, err := net.DialUnix("unix", nil, addr)
+		conn, err := connectionOf(socket)
 		if err != nil {
 			return err
 		}
@@ -63,13 +75,32 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 		server.ServeConn(conn)
 		return nil
 	}
-	listener, err := listen(addr)
+	listener, err := listenOn(socket)
 	if err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
 	defer stop()
 	return server.Serve(listener)
+}
+
+// open makes the socket, as a file of its own.
+func open(addr *net.UnixAddr, connect bool) (file *os.File, err error) {
+	if connect {
+		conn, err := net.DialUnix("unix", nil, addr)
+		if err != nil {
+			return nil, err
+		}
+		file, err = conn.File()
+		return file, errors.Join(err, conn.Close())
+	}
+	listener, err := listen(addr)
+	if err != nil {
+		return nil, err
+	}
+	file, err = listener.File()
+	listener.SetUnlinkOnClose(false)
+	return file, errors.Join(err, listener.Close())
 }
 
 // listen makes the socket, in place of one that nobody listens at any more. Anybody
