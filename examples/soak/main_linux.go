@@ -30,6 +30,7 @@ type config struct {
 	every     time.Duration
 	packets   int
 	out, pcap string
+	made      bool // out is a new directory
 }
 
 func main() {
@@ -55,6 +56,9 @@ func main() {
 	if err := conduct(c, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)
 		os.Exit(1)
+	}
+	if c.made {
+		_ = os.Remove(c.out) // in which there is nothing
 	}
 }
 
@@ -96,6 +100,7 @@ func parse(args []string, help io.Writer) (config, error) {
 // numbers of connections in it.
 func (c *config) makeOut() (err error) {
 	if c.out == "" {
+		c.made = true
 		c.out, err = os.MkdirTemp("", "soak-")
 		return err
 	}
