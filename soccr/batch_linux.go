@@ -60,8 +60,11 @@ func SaveAll(w io.Writer, fds []int, options ...Option) (*Batch, error) {
 	}
 	out := &orderedWriter{to: w}
 	out.turned.L = &out.mu
+	savers := sync.Pool{New: func() any { return &saver{out: out} }} // one for each worker
 	err := b.chunks(len(fds), func(chunk, from, to int) error {
-		s := saver{out: out, chunk: chunk}
+		s := savers.Get().(*saver)
+		defer savers.Put(s)
+		s.chunk = chunk
 		defer out.finish(chunk)
 		for i := from; i < to; i++ {
 			if err := s.save(b, &b.members[i]); err != nil {
@@ -368,10 +371,12 @@ func (b *Batch) restoreChunk(encoded [][]byte) ([]member, error) {
 	sockets := make([]Socket, len(encoded))
 	var fresh fresh
 	flows := make([][2]netip.AddrPort, 0, len(encoded))
+	var in summingReader
 	for i, record := range encoded {
 		m := &members[i]
 		m.fd, m.restored = -1, true
-		if _, err := snaps[i].DecodeShared(record); err != nil {
+		in = summingReader{data: record, shared: true}
+		if err := connectionForm.readRecord(&in, &snaps[i]); err != nil {
 			return nil, err
 		}
 		m.local, m.remote = snaps[i].Local, snaps[i].Remote

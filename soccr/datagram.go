@@ -214,7 +214,7 @@ var datagramForm = form[datagramRecord]{
 		boolean(4, func(d *datagramRecord) *bool { return &d.ReadShutdown }),
 		boolean(5, func(d *datagramRecord) *bool { return &d.WriteShutdown }),
 		{6,
-			func(d *datagramRecord) (b []byte) {
+			func(b []byte, d *datagramRecord) []byte {
 				for i := range d.Groups {
 					b = d.Groups[i].append(b)
 				}

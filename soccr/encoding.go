@@ -44,26 +44,26 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// A codec writes one field of a T, unless it is zero, and reads it back; read
-// reports whether the value is one that write produces.
+// A codec appends one field of a T to what is encoded, unless it is zero, and reads
+// it back; read reports whether the value is one that append produces.
 type codec[T any] struct {
-	tag   uint16
-	write func(*T) []byte
-	read  func(*T, []byte) bool
+	tag    uint16
+	append func([]byte, *T) []byte
+	read   func(*T, []byte) bool
 }
 
 // number codes an unsigned integer in its full width.
 func number[T any, N ~uint8 | ~uint16 | ~uint32 | ~uint64 | ~int64](tag uint16, field func(*T) *N) codec[T] {
 	size := binary.Size(*new(N))
 	return codec[T]{tag,
-		func(s *T) []byte {
+		func(b []byte, s *T) []byte {
 			v := *field(s)
 			if v == 0 {
-				return nil
+				return b
 			}
-			var b [8]byte
-			binary.BigEndian.PutUint64(b[:], uint64(v))
-			return b[8-size:]
+			var wide [8]byte
+			binary.BigEndian.PutUint64(wide[:], uint64(v))
+			return append(b, wide[8-size:]...)
 		},
 		func(s *T, b []byte) bool {
 			if len(b) != size {
@@ -79,11 +79,11 @@ func number[T any, N ~uint8 | ~uint16 | ~uint32 | ~uint64 | ~int64](tag uint16, 
 
 func boolean[T any](tag uint16, field func(*T) *bool) codec[T] {
 	return codec[T]{tag,
-		func(s *T) []byte {
+		func(b []byte, s *T) []byte {
 			if !*field(s) {
-				return nil
+				return b
 			}
-			return []byte{1}
+			return append(b, 1)
 		},
 		func(s *T, b []byte) bool {
 			*field(s) = true
@@ -93,7 +93,7 @@ func boolean[T any](tag uint16, field func(*T) *bool) codec[T] {
 
 func text[T any](tag uint16, field func(*T) *string) codec[T] {
 	return codec[T]{tag,
-		func(s *T) []byte { return []byte(*field(s)) },
+		func(b []byte, s *T) []byte { return append(b, *field(s)...) },
 		func(s *T, b []byte) bool {
 			*field(s) = string(b)
 			return len(b) > 0
@@ -104,13 +104,14 @@ func text[T any](tag uint16, field func(*T) *string) codec[T] {
 // from IPv6 and IPv4-mapped ones (16); a zone may follow the latter.
 func end[T any](tag uint16, field func(*T) *netip.AddrPort) codec[T] {
 	return codec[T]{tag,
-		func(s *T) []byte {
+		func(b []byte, s *T) []byte {
 			v := *field(s)
 			if v == (netip.AddrPort{}) {
-				return nil
+				return b
 			}
-			b := binary.BigEndian.AppendUint16(nil, v.Port())
-			return append(append(b, v.Addr().AsSlice()...), v.Addr().Zone()...)
+			b = binary.BigEndian.AppendUint16(b, v.Port())
+			b, _ = v.Addr().AppendBinary(b) // does not fail
+			return b
 		},
 		func(s *T, b []byte) bool {
 			if len(b) < 2 {
@@ -126,8 +127,7 @@ func end[T any](tag uint16, field func(*T) *netip.AddrPort) codec[T] {
 // settingList codes a list of options.
 func settingList[T any](tag uint16, field func(*T) *[]Setting) codec[T] {
 	return codec[T]{tag,
-		func(s *T) []byte {
-			var b []byte
+		func(b []byte, s *T) []byte {
 			for _, setting := range *field(s) {
 				b = appendSized(b, setting.Name)
 				b = binary.BigEndian.AppendUint64(b, uint64(setting.Number))
@@ -197,11 +197,11 @@ var fields = byTag([]codec[Snapshot]{
 	end(2, func(s *Snapshot) *netip.AddrPort { return &s.Local }),
 	end(3, func(s *Snapshot) *netip.AddrPort { return &s.Remote }),
 	{4,
-		func(s *Snapshot) []byte {
+		func(b []byte, s *Snapshot) []byte {
 			if s.Unsent == 0 {
-				return nil
+				return b
 			}
-			return binary.BigEndian.AppendUint32(nil, uint32(s.Unsent))
+			return binary.BigEndian.AppendUint32(b, uint32(s.Unsent))
 		},
 		func(s *Snapshot, b []byte) bool {
 			if len(b) != 4 {
@@ -304,12 +304,16 @@ func (f *form[T]) appendHead(b []byte, v *T) ([]byte, error) {
 	for _, p := range f.parts {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(p.of(v))))
 	}
-	for _, field := range f.fields {
-		if value := field.write(v); len(value) > 0 {
-			b = binary.BigEndian.AppendUint16(b, field.tag)
-			b = binary.BigEndian.AppendUint16(b, uint16(len(value)))
-			b = append(b, value...)
+	for i := range f.fields {
+		before := len(b)
+		b = binary.BigEndian.AppendUint16(b, f.fields[i].tag)
+		b = append(b, 0, 0) // the value's length
+		value := len(b)
+		if b = f.fields[i].append(b, v); len(b) == value {
+			b = b[:before]
+			continue
 		}
+		binary.BigEndian.PutUint16(b[value-2:], uint16(len(b)-value))
 	}
 	// A value whose own length overflowed is too long for this as well.
 	size := len(b) - start - headerSize
@@ -466,18 +470,17 @@ func (f *form[T]) readRecord(in *summingReader, v *T) error {
 	if v := binary.BigEndian.Uint32(head[8:]); v != version {
 		return fmt.Errorf("%w: its version is %d, this program reads version %d", ErrInvalidSnapshot, v, version)
 	}
-	var coded []byte
-	parts := [...]part[T]{{"fields", func(*T) *[]byte { return &coded }, maxFields}, f.parts[0], f.parts[1]}
-	for i, p := range parts {
-		size := binary.BigEndian.Uint32(head[12+4*i:])
-		if size > p.limit {
-			return fmt.Errorf("%w: the length of its %s is %d bytes, more than %d", ErrInvalidSnapshot, p.name, size, p.limit)
-		}
-		if size == 0 {
-			continue
-		}
-		if *p.bytes(v), err = in.next(int(size)); err != nil {
+	coded, err := in.part("fields", binary.BigEndian.Uint32(head[12:]), maxFields)
+	if err != nil {
+		return err
+	}
+	for i, p := range f.parts {
+		b, err := in.part(p.name, binary.BigEndian.Uint32(head[16+4*i:]), p.limit)
+		if err != nil {
 			return err
+		}
+		if len(b) > 0 {
+			*p.bytes(v) = b
 		}
 	}
 	want := in.sum
@@ -523,6 +526,14 @@ type summingReader struct {
 
 	data   []byte // instead of from, if shared
 	shared bool
+}
+
+// part reads a part of the length that the header gives.
+func (r *summingReader) part(name string, size, limit uint32) ([]byte, error) {
+	if size > limit {
+		return nil, fmt.Errorf("%w: the length of its %s is %d bytes, more than %d", ErrInvalidSnapshot, name, size, limit)
+	}
+	return r.next(int(size))
 }
 
 // next reads exactly size bytes, into memory that grows with what arrives. The

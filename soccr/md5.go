@@ -44,8 +44,7 @@ func validMD5Keys(keys []MD5Key, local netip.Addr) bool {
 // the bits) and the key, both with their length before them.
 func md5KeyList[T any](tag uint16, field func(*T) *[]MD5Key) codec[T] {
 	return codec[T]{tag,
-		func(s *T) []byte {
-			var b []byte
+		func(b []byte, s *T) []byte {
 			for _, k := range *field(s) {
 				b = appendSized(b, prefixBytes(k.Peers))
 				b = appendSized(b, k.Key)
