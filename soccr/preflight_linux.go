@@ -109,6 +109,9 @@ func (p *preflight) local(fd int, local, remote netip.AddrPort, o *Options, all 
 		return true
 	}
 	err := probeBind(fd, local)
+	if err == nil && remote.IsValid() {
+		err = sendsFrom(local.Addr())
+	}
 	p.found("address", local, remote, err)
 	return err == nil
 }
@@ -271,4 +274,22 @@ func (p *preflight) permissions() {
 		}
 		p.found("raw socket", none, none, because(reasons{unix.EPERM: ErrNoPermission}.of(err), err))
 	}
+}
+
+// sendsFrom reports ErrAddrNotAvailable for a broadcast address: a socket may be bound
+// to one, but sends from another (__inet_bind). Without SO_BROADCAST nobody may connect
+// to one.
+func sendsFrom(addr netip.Addr) error {
+	if !addr.Unmap().Is4() {
+		return nil
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: addr.Unmap().As4(), Port: 9}); errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("%w: it is a broadcast address", ErrAddrNotAvailable)
+	}
+	return nil
 }

@@ -325,6 +325,29 @@ func TestRestoreFails(t *testing.T) {
 
 // What the kernel does not hold as the snapshot says is named, and the socket is
 // left without a connection, as the peer is without a packet.
+// A socket may be bound to a broadcast address, but sends from another.
+func TestBroadcastAddress(t *testing.T) {
+	n := newNetwork(t)
+	local := netip.MustParseAddrPort("10.77.0.255:7777")
+	for _, state := range []soccr.State{soccr.StateSynSent, soccr.StateEstablished} {
+		snap := &soccr.Snapshot{State: state, Local: local, Remote: netip.AddrPortFrom(ip4.there, 7777), MSS: 1000}
+		fd := n.newSocket(t, snap)
+		defer unix.Close(fd)
+		s, err := soccr.Pause(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.Restore(snap)
+		wrong, mismatch := errors.AsType[*soccr.FieldError](err)
+		if !errors.Is(err, soccr.ErrAddrNotAvailable) && (!mismatch || wrong.Field != "Local") {
+			t.Errorf("%v: %v", state, err)
+		}
+		if found := n.preflight(t, []*soccr.Snapshot{snap}, nil); len(found) != 1 || !errors.Is(found[0], soccr.ErrAddrNotAvailable) {
+			t.Errorf("%v: Preflight finds %v", state, found)
+		}
+	}
+}
+
 func TestMismatch(t *testing.T) {
 	n := newNetwork(t)
 	conn, peer := n.connect(t, ip4)

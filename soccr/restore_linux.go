@@ -237,8 +237,12 @@ func (s *Socket) setSeqs(snap *Snapshot) error {
 // connect, in repair mode, sends nothing: the socket becomes established. That
 // of a connection in SYN_SENT has to wait until Resume.
 func (s *Socket) connect(snap *Snapshot) error {
-	if !snap.Remote.IsValid() || snap.State == StateSynSent {
+	switch {
+	case !snap.Remote.IsValid():
 		return nil
+	case snap.State == StateSynSent:
+		// The other states have read back that they send from there.
+		return s.inNetNS(func() error { return sendsFrom(snap.Local.Addr()) })
 	}
 	sa, err := toRawSockaddr(s.fd, snap.Remote)
 	if err != nil {
