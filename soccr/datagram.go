@@ -150,7 +150,7 @@ func (d *DatagramSnapshot) Validate() error { return broken(datagramRules, d) }
 // validDatagramEnd reports whether a socket can be bound or connected to this.
 func validDatagramEnd(addr netip.Addr) bool {
 	linkLocal := addr.IsLinkLocalUnicast() || addr.IsLinkLocalMulticast() || addr.IsInterfaceLocalMulticast()
-	return addr.IsValid() && (addr.Zone() == "" || linkLocal && !addr.Is4In6())
+	return addr.IsValid() && validZone(addr, linkLocal)
 }
 
 func (g *Group) valid(d *DatagramSnapshot) bool {
@@ -169,7 +169,7 @@ func (g *Group) valid(d *DatagramSnapshot) bool {
 
 func (d *Datagram) valid(local netip.Addr) bool {
 	from := d.From.Addr()
-	return from.IsValid() && d.To.IsValid() && family(from) == family(d.To) && from.Is4() == local.Is4() &&
+	return from.IsValid() && d.To.IsValid() && validZone(from, true) && validZone(d.To, true) && family(from) == family(d.To) && from.Is4() == local.Is4() &&
 		len(d.Data) <= maxDatagram && (d.Segment == 0 || len(d.Data) <= maxSegments*int(d.Segment))
 }
 

@@ -118,6 +118,8 @@ func TestDatagramValidate(t *testing.T) {
 		{"Raw", func(d *DatagramSnapshot) { d.Raw = 253 }},
 		{"Local", func(d *DatagramSnapshot) { d.Local = netip.AddrPort{} }},
 		{"Local", func(d *DatagramSnapshot) { d.Local = end("[2001:db8::1%eth0]:80") }},
+		{"Local", func(d *DatagramSnapshot) { d.Local = netip.AddrPortFrom(addr("fe80::1").WithZone("\xfe"), 80) }},
+		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].To = d.RecvQueue[0].To.WithZone("no device") }},
 		{"Remote", func(d *DatagramSnapshot) { d.Remote = netip.AddrPortFrom(netip.Addr{}, 80) }},
 		{"Remote", func(d *DatagramSnapshot) { d.Remote = end("[::]:80") }},
 		{"Remote", func(d *DatagramSnapshot) { d.Remote = end("[fe80::2%eth0]:0") }},

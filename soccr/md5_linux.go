@@ -194,7 +194,11 @@ func (s *Socket) changeMD5Keys(keys []MD5Key, remove bool) error {
 		if remove {
 			binary.NativeEndian.PutUint16(sig[md5KeySize:], 0)
 		}
-		if err := sockopt.Set(s.fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG_EXT, sig[:]); err != nil {
+		err := sockopt.Set(s.fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG_EXT, sig[:])
+		if lacking(err) { // the kernel, or Multipath TCP, which never signs
+			err = because(ErrOption, err)
+		}
+		if err != nil {
 			return fmt.Errorf("MD5Keys: %w", err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -54,6 +55,22 @@ func signFD(t *testing.T, fd int, inet6 bool, peers netip.Prefix, key []byte) {
 // localEnd is the local address as the socket has it: mapped, if it is an AF_INET6
 // socket of an IPv4 connection.
 func localEnd(c *net.TCPConn) netip.AddrPort { return c.LocalAddr().(*net.TCPAddr).AddrPort() }
+
+// Multipath TCP signs nothing: a snapshot of a listener that does is refused.
+func TestSignedMultipathListener(t *testing.T) {
+	n := newNetwork(t)
+	l := &soccr.ListenerSnapshot{
+		Local: netip.AddrPortFrom(ip4.here, 7777), Backlog: 1, Multipath: true,
+		MD5Keys: []soccr.MD5Key{{Peers: netip.PrefixFrom(ip4.there, 32), Key: []byte("key")}},
+	}
+	err := n.here.Do(func() error {
+		_, err := soccr.RestoreListener(l)
+		return err
+	})
+	if !errors.Is(err, soccr.ErrOption) || !strings.Contains(err.Error(), "MD5Keys") {
+		t.Errorf("got %v, want ErrOption", err)
+	}
+}
 
 // A connection goes on to sign, and to take nothing that is not signed.
 func TestSignedConnection(t *testing.T) {

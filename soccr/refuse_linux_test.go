@@ -332,7 +332,7 @@ func TestBroadcastAddress(t *testing.T) {
 	for _, state := range []soccr.State{soccr.StateSynSent, soccr.StateEstablished} {
 		snap := &soccr.Snapshot{State: state, Local: local, Remote: netip.AddrPortFrom(ip4.there, 7777), MSS: 1000}
 		fd := n.newSocket(t, snap)
-		defer unix.Close(fd)
+		t.Cleanup(func() { unix.Close(fd) })
 		s, err := soccr.Pause(fd)
 		if err != nil {
 			t.Fatal(err)

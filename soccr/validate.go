@@ -162,8 +162,12 @@ func validEnd(end netip.AddrPort) bool {
 // validBound reports whether a socket can be bound to this address, or to none.
 func validBound(end netip.AddrPort) bool {
 	addr := end.Addr()
-	return addr.IsValid() && !addr.IsMulticast() &&
-		(addr.Zone() == "" || addr.IsLinkLocalUnicast() && !addr.Is4In6())
+	return addr.IsValid() && !addr.IsMulticast() && validZone(addr, addr.IsLinkLocalUnicast())
+}
+
+// validZone reports whether an address has no zone, or that of a device, if it may.
+func validZone(addr netip.Addr, linkLocal bool) bool {
+	return addr.Zone() == "" || linkLocal && !addr.Is4In6() && validDevice(addr.Zone())
 }
 
 // neverBound reports whether this is no address to be bound to. One without a port
