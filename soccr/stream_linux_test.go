@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/soccr"
 )
 
 // A stream is one direction of a connection: bytes that follow from their
@@ -119,7 +121,8 @@ func (n *network) testFullQueues(t *testing.T, f family, moves int, seed uint64)
 				break
 			}
 			if time.Now().After(deadline) {
-				t.Fatalf("no progress: %d bytes in, %d out", in.taken.Load()-inBefore, out.taken.Load()-outBefore)
+				t.Fatalf("no progress: %d bytes in, %d out; here %s; there %s", in.taken.Load()-inBefore, out.taken.Load()-outBefore,
+					howItStands(t, conn), howItStands(t, peer))
 			}
 		}
 		snap := n.checkpoint(t, conn)
@@ -168,6 +171,16 @@ func (n *network) testFullQueues(t *testing.T, f family, moves int, seed uint64)
 			t.Errorf("%s: stalled for %v at byte %d", name, s.stall, s.stalled)
 		}
 	}
+}
+
+// howItStands is what tells why a connection does not go on.
+func howItStands(t *testing.T, c *net.TCPConn) string {
+	t.Helper()
+	i := info(t, c)
+	return fmt.Sprintf("%v, unread %d, unacknowledged %d, unsent %d; windows %d to send and %d to receive (threshold %d); "+
+		"%d retransmissions, %d probes, backoff %d, timeout %d µs; %d ms since data came and %d since it went; %d out of order",
+		soccr.State(i.State), ioctl(t, c, unix.SIOCINQ), ioctl(t, c, unix.SIOCOUTQ), ioctl(t, c, unix.SIOCOUTQNSD), i.Snd_wnd, i.Rcv_wnd,
+		i.Rcv_ssthresh, i.Retransmits, i.Probes, i.Backoff, i.Rto, i.Last_data_recv, i.Last_data_sent, i.Rcv_ooopack)
 }
 
 // run lets the moved end write and read for a while.
