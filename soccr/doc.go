@@ -150,7 +150,7 @@
 // being root, with unshare(1). Queues beyond net.core.rmem_max and wmem_max need
 // CAP_NET_ADMIN in the initial user namespace.
 //
-// Linux 4.19 is the oldest with all that is needed (TCP_REPAIR_OFF_NO_WP, and
+// Linux 4.18 is the oldest with all that is needed (TCP_REPAIR_OFF_NO_WP, and
 // before it TCP_REPAIR_WINDOW of 4.8, and half-closed states of 4.10). Later ones
 // add to it: SO_BUF_LOCK (5.15), timestamps in microseconds (6.7), SO_PEEK_OFF
 // for TCP (6.9), TCP_RTO_MAX_MS (6.15). The versions are those of the kernel's
