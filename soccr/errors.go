@@ -155,3 +155,7 @@ func because(reason, answer error) error {
 	}
 	return fmt.Errorf("%w: %w", reason, answer)
 }
+
+func mismatch(field string, want, got any) error {
+	return &FieldError{Field: field, Want: want, Got: got, Err: ErrMismatch}
+}

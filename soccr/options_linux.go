@@ -248,22 +248,6 @@ func (o *option) same(want, got *Setting) bool {
 		want.Text == got.Text && slices.Equal(want.Bytes, got.Bytes)
 }
 
-// value is what a setting is, for people: of a secret, how long it is.
-func (s *Setting) value() any {
-	switch {
-	case s.Name == "TCP_FASTOPEN_KEY":
-		return fmt.Sprintf("%d bytes", len(s.Bytes))
-	case s.Text != "" && s.Number != 0:
-		return fmt.Sprintf("%s %d", s.Text, s.Number)
-	case s.Text != "":
-		return s.Text
-	case s.Bytes != nil:
-		return fmt.Sprintf("%x", s.Bytes)
-	default:
-		return s.Number
-	}
-}
-
 // write sets an option.
 func (o *option) write(fd int, s *Setting) error {
 	level := levels[o.level]

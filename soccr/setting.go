@@ -2,6 +2,7 @@ package soccr
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 )
 
@@ -66,3 +67,19 @@ type Loss struct {
 // Losses are the snapshot's settings that Restore, and then Resume, could not
 // give to the socket.
 func (s *Socket) Losses() []Loss { return s.losses }
+
+// value is what a setting is, for people: of a secret, how long it is.
+func (s *Setting) value() any {
+	switch {
+	case s.Name == "TCP_FASTOPEN_KEY":
+		return fmt.Sprintf("%d bytes", len(s.Bytes))
+	case s.Text != "" && s.Number != 0:
+		return fmt.Sprintf("%s %d", s.Text, s.Number)
+	case s.Text != "":
+		return s.Text
+	case s.Bytes != nil:
+		return fmt.Sprintf("%x", s.Bytes)
+	default:
+		return s.Number
+	}
+}

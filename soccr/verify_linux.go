@@ -142,10 +142,6 @@ func (s *Socket) verifyOptions(want *Options) error {
 	return nil
 }
 
-func mismatch(field string, want, got any) error {
-	return &FieldError{Field: field, Want: want, Got: got, Err: ErrMismatch}
-}
-
 func bit(b bool) uint32 {
 	if b {
 		return 1
