@@ -244,10 +244,10 @@ func (r *restoredConn) restore(fd int, options []Option) (err error) {
 
 // resume unlocks the connection and lets it go on.
 func (r *restoredConn) resume() (*net.TCPConn, error) {
-	err := r.goOn()
-	if err = errors.Join(err, r.file.Close()); err != nil {
-		return nil, errors.Join(err, r.conn.Close())
+	if err := r.goOn(); err != nil {
+		return nil, errors.Join(err, r.discard())
 	}
+	_ = r.file.Close() // whatever it says, it is closed, and the connection goes on
 	return r.conn.(*net.TCPConn), nil
 }
 

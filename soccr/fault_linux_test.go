@@ -70,10 +70,19 @@ const faultyEnv = "GOSOCCR_FAULTY"
 
 // A fault is what happens instead of a call.
 type fault struct {
-	place int    // among the calls of the operation
+	place int    // among the calls of the operation, when nothing fails
 	call  string // its name
+	nth   int    // of the calls of that name, which stays when calls of others come between
 	errno unix.Errno
 	short bool // it does a part of what it shall, one byte
+}
+
+// telling is 1 for those that are always tried: they have found most.
+func (f fault) telling() int {
+	if f.call == "close" || f.call == "shutdown" {
+		return 1
+	}
+	return 0
 }
 
 func (f fault) String() string {
@@ -110,14 +119,17 @@ var plausible = map[string][]unix.Errno{
 // faultsIn are all that can happen to an operation's calls. A lock's socket, which
 // does not block, is never interrupted.
 func faultsIn(calls []string, interrupted bool) (all []fault) {
+	seen := make(map[string]int)
 	for place, call := range calls {
+		nth := seen[call]
+		seen[call]++
 		kind, _, _ := strings.Cut(call, " ")
 		// How github.com/mdlayher/socket begins, which then leaves its socket open.
 		if !interrupted && (call == "fcntl F_GETFL" || call == "getsockopt SO_TYPE") {
 			continue
 		}
 		if kind == "close" { // it closes, whatever it says
-			all = append(all, fault{place: place, call: call, errno: unix.EINTR})
+			all = append(all, fault{place: place, call: call, nth: nth, errno: unix.EINTR})
 			continue
 		}
 		errnos := slices.Concat(plausible[""], plausible[kind])
@@ -125,10 +137,10 @@ func faultsIn(calls []string, interrupted bool) (all []fault) {
 			errnos = append(errnos, unix.EINTR)
 		}
 		for _, errno := range errnos {
-			all = append(all, fault{place: place, call: call, errno: errno})
+			all = append(all, fault{place: place, call: call, nth: nth, errno: errno})
 		}
 		if kind == "write" || kind == "send" {
-			all = append(all, fault{place: place, call: call, short: true})
+			all = append(all, fault{place: place, call: call, nth: nth, short: true})
 		}
 	}
 	return all
@@ -140,11 +152,11 @@ type injector struct {
 	calls       []string // of the operation when nothing fails
 	faults      []fault  // one for each further time
 
-	time, place int
-	counting    bool
-	leave       func(r *registers) // what to do to the result of the call that is being made
-	missed      int                // how often another call was there
-	injected    []fault
+	time     int
+	counting bool
+	seen     map[string]int     // how many calls of a name there were this time
+	leave    func(r *registers) // what to do to the result of the call that is being made
+	injected []fault
 }
 
 func (i *injector) each(tid int, call *syscallInfo) error {
@@ -163,18 +175,15 @@ func (i *injector) each(tid int, call *syscallInfo) error {
 	if !i.counting || ofRuntime[call.number] {
 		return nil
 	}
-	place := i.place
-	i.place++
+	name := call.String()
+	nth := i.seen[name]
+	i.seen[name]++
 	if i.time == 0 {
-		i.calls = append(i.calls, call.String())
+		i.calls = append(i.calls, name)
 		return nil
 	}
 	f := i.faults[i.time-1]
-	if place != f.place {
-		return nil
-	}
-	if f.call != call.String() {
-		i.missed++
+	if f.call != name || f.nth != nth {
 		return nil
 	}
 	i.injected = append(i.injected, f)
@@ -198,7 +207,7 @@ func (i *injector) each(tid int, call *syscallInfo) error {
 func (i *injector) announced(a announcement) {
 	switch a {
 	case counted:
-		i.counting, i.place = true, 0
+		i.counting, i.seen = true, make(map[string]int)
 	case uncounted:
 		i.counting = false
 		if i.time == 0 {
@@ -206,6 +215,7 @@ func (i *injector) announced(a announcement) {
 			if n := *faultCount; n > 0 && n < len(i.faults) {
 				r := rand.New(rand.NewPCG(*faultSeed, 0))
 				r.Shuffle(len(i.faults), func(a, b int) { i.faults[a], i.faults[b] = i.faults[b], i.faults[a] })
+				slices.SortStableFunc(i.faults, func(a, b fault) int { return b.telling() - a.telling() })
 				i.faults = i.faults[:n]
 			}
 		}
@@ -258,7 +268,11 @@ func injectFaults(t *testing.T, o operation, covered map[string]map[string]int) 
 	i := injector{interrupted: o.interrupted}
 	start := time.Now()
 	if err := follow(t, cmd, i.each); err != nil {
-		t.Errorf("%v, in time %d: %s", err, i.time, &said)
+		var last []fault
+		if n := len(i.injected); n > 0 {
+			last = i.injected[n-1:]
+		}
+		t.Errorf("%v, in time %d, after %+v: %s", err, i.time, last, &said)
 	}
 	for lines := bufio.NewScanner(&said); lines.Scan(); {
 		var at int
@@ -279,7 +293,7 @@ func injectFaults(t *testing.T, o operation, covered map[string]map[string]int) 
 		}
 		covered[f.call][f.String()]++
 	}
-	t.Logf("%d faults in %d calls, in %v; %d times another call came first", len(i.injected), len(i.calls), time.Since(start).Round(time.Millisecond), i.missed)
+	t.Logf("%d faults of %d in %d calls, in %v", len(i.injected), len(i.faults), len(i.calls), time.Since(start).Round(time.Millisecond))
 }
 
 // An operation is what fails: what it takes is prepared, it is done, and looked at.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -161,6 +162,9 @@ func (t *table) track(f Flow) error {
 		body = append(body, a...)
 	}
 	_, err := t.conn.Execute(message(unix.NFNL_SUBSYS_CTNETLINK<<8|ctMsgNew, netlink.Acknowledge|netlink.Create|netlink.Excl, body))
+	if err != nil {
+		t.passAnswers()
+	}
 	switch {
 	case errors.Is(err, unix.EEXIST):
 		return nil
@@ -168,6 +172,14 @@ func (t *table) track(f Flow) error {
 		return fmt.Errorf("needs CONFIG_NF_CT_NETLINK: %w: %w", errors.ErrUnsupported, err)
 	}
 	return because(err)
+}
+
+// passAnswers takes away what the kernel has answered and nobody has read: the next
+// transaction would take it for its own answer.
+func (t *table) passAnswers() {
+	_ = t.raw.Control(func(fd uintptr) {
+		_ = drain(int(fd), func(syscall.NetlinkMessage) error { return nil })
+	})
 }
 
 func tuple(src, dst netip.AddrPort) [][]byte {

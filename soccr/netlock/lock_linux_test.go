@@ -801,3 +801,20 @@ func TestTimeoutTooShort(t *testing.T) {
 		t.Errorf("a timeout of 1 ms: %v", l.Close())
 	}
 }
+
+// An answer of conntrack's that could not be read is not taken for that of the next
+// transaction.
+func TestUnreadAnswer(t *testing.T) {
+	t.Parallel()
+	a, b := hosttest.Pair(t)
+	c := connect(t, a, b, hosttest.A4, false)
+	l := newTestLock(t, a)
+	must(t, l.Track(c.Flow))
+	must(t, l.table.conn.SetReadDeadline(time.Unix(1, 0)))
+	if err := l.Track(c.Flow); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	must(t, l.table.conn.SetReadDeadline(time.Time{}))
+	must(t, l.Add(c.Flow))
+	must(t, l.Remove(c.Flow))
+}
