@@ -245,8 +245,12 @@ func (b *Batch) each(do func(*member)) {
 // namespace of the calling thread.
 func (b *Batch) work(most int, f func()) {
 	workers := min(b.set.workers, most)
+	if workers < 2 {
+		f()
+		return
+	}
 	here, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil || workers < 2 {
+	if err != nil {
 		f()
 		return
 	}
@@ -285,7 +289,7 @@ func (b *Batch) Close() error {
 	b.each(func(m *member) {
 		if m.ours {
 			m.socket.Release()
-			m.err = errors.Join(m.err, unix.Close(m.fd))
+			_ = unix.Close(m.fd) // whatever it says, it is closed
 			m.fd, m.paused, m.ours = -1, false, false
 		}
 	})

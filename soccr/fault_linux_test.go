@@ -475,6 +475,8 @@ var operations = [...]operation{
 	{"restore listener", false, tryRestoreListener},
 	{"save datagrams", true, trySaveDatagrams},
 	{"restore datagrams", true, tryRestoreDatagrams},
+	{"save all", false, trySaveAll},
+	{"restore all", false, tryRestoreAll},
 	{"lock", false, tryLock},
 }
 
