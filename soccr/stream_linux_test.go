@@ -114,8 +114,12 @@ func (n *network) testFullQueues(t *testing.T, f family, moves int, seed uint64)
 	for range moves {
 		// Until the last move is behind both: a move restarts the kernel's timers.
 		inBefore, outBefore := in.taken.Load(), out.taken.Load()
-		for deadline := time.Now().Add(10 * time.Second); ; {
-			run(t, conn, in, out, random, time.Duration(random.IntN(10))*time.Millisecond)
+		for start, deadline := time.Now(), time.Now().Add(20*time.Second); ; {
+			turn := time.Duration(random.IntN(10)) * time.Millisecond
+			if time.Since(start) > time.Second { // on a slow processor, it may not even have begun to read by then
+				turn = 500 * time.Millisecond
+			}
+			run(t, conn, in, out, random, turn)
 			const enough = 32 << 10
 			if in.taken.Load()-inBefore >= enough && out.taken.Load()-outBefore >= enough {
 				break
