@@ -36,8 +36,10 @@ const (
 )
 
 // TestKilledCheckpointer kills a checkpointer before and after its system calls, from
-// the lock to the moment before Resume. The program, which lives on, has its connection
-// or its image; no lock is left, and nobody was told anything.
+// the lock to the end. One makes a new socket, up to the moment before Resume, as that
+// socket ends with it; another one puts the connection back into the program's, and
+// resumes it. The program, which lives on, has its connection or its image; no lock is
+// left, and nobody was told anything.
 func TestKilledCheckpointer(t *testing.T) {
 	if os.Getenv(killedEnv) != "" {
 		toBeKilled(t)
@@ -53,35 +55,41 @@ func TestKilledCheckpointer(t *testing.T) {
 	if *kills {
 		step = 1
 	}
-	killed, alive, restored := 0, 0, 0
-	for at := 0; ; at += step {
-		f := []family{loopback4, loopback6}[at/step%2]
-		ended, kept := n.killAt(t, f, at)
-		if ended {
-			break
-		}
-		if killed++; kept {
-			alive++
-		} else {
-			restored++
-		}
-	}
-	t.Logf("killed %d times; the connection was still there %d times, and was restored from its image %d times", killed, alive, restored)
-	if alive == 0 || restored == 0 {
-		t.Error("it was not killed at all stages")
+	for _, where := range []string{"new socket", "in place"} {
+		t.Run(where, func(t *testing.T) {
+			killed, alive, restored := 0, 0, 0
+			for at := 0; ; at += step {
+				f := []family{loopback4, loopback6}[at/step%2]
+				ended, kept := n.killAt(t, f, where, at)
+				if ended {
+					break
+				}
+				if killed++; kept {
+					alive++
+				} else {
+					restored++
+				}
+			}
+			t.Logf("killed %d times; the connection was still there %d times, and was restored from its image %d times", killed, alive, restored)
+			if alive == 0 || restored == 0 {
+				t.Error("it was not killed at all stages")
+			}
+		})
 	}
 }
 
 // killAt kills a checkpointer when it enters or leaves a system call, and sees what has
 // become of the connection. It reports whether there were not so many, and whether the
 // connection was still in its socket.
-func (n *network) killAt(t *testing.T, f family, at int) (ended, kept bool) {
+func (n *network) killAt(t *testing.T, f family, where string, at int) (ended, kept bool) {
 	t.Helper()
 	conn, peer := n.connect(t, f)
 	defer abort(peer)
 	in, out := pattern(byte(at), 5000), pattern(byte(at+1), 5000)
 	write(t, peer, in[:3000])
 	eventually(t, "the bytes are here", func() bool { return ioctl(t, conn, unix.SIOCINQ) == 3000 })
+	deafen(t, peer) // so that some of it waits to be acknowledged
+	write(t, conn, out[:2000])
 	fd := ownDescriptor(t, conn)
 	defer unix.Close(fd)
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
@@ -91,7 +99,7 @@ func (n *network) killAt(t *testing.T, f family, at int) (ended, kept bool) {
 	socket := os.NewFile(uintptr(dup), "conn")
 	image, imageTo := pipe(t)
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestKilledCheckpointer$")
-	cmd.Env = append(os.Environ(), killedEnv+"=1", "GODEBUG=asyncpreemptoff=1")
+	cmd.Env = append(os.Environ(), killedEnv+"="+where, "GODEBUG=asyncpreemptoff=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	ended = runAndKill(t, cmd, at, socket, imageTo)
 	socket.Close()
@@ -104,8 +112,9 @@ func (n *network) killAt(t *testing.T, f family, at int) (ended, kept bool) {
 	whole := snap.UnmarshalBinary(encoded)
 
 	eventually(t, "no lock is left", func() bool { return len(locks(t)) == 0 })
+	undeafen(t, peer)
 	var moved *net.TCPConn
-	if kept = soccr.State(fdInfo(t, fd).State) == soccr.StateEstablished; kept {
+	if kept = whole != nil || where != "in place" && soccr.State(fdInfo(t, fd).State) == soccr.StateEstablished; kept {
 		// Whoever lives on finds it paused, or not: either way it goes on.
 		s, err := soccr.Pause(fd)
 		if err == nil {
@@ -116,8 +125,15 @@ func (n *network) killAt(t *testing.T, f family, at int) (ended, kept bool) {
 		}
 		moved = n.fileConn(t, fd)
 	} else {
-		if whole != nil {
-			t.Fatalf("killed at %d: the connection is gone, and its image is %d bytes: %v", at, len(encoded), whole)
+		if where == "in place" { // whatever has been put back of it
+			s, err := soccr.Pause(fd)
+			if err == nil {
+				err = s.Disconnect()
+			}
+			if err != nil {
+				t.Fatalf("killed at %d: %v", at, err)
+			}
+			s.Release()
 		}
 		if moved, err = soccr.RestoreConn(&snap); err != nil {
 			t.Fatalf("killed at %d: %v", at, err)
@@ -125,7 +141,7 @@ func (n *network) killAt(t *testing.T, f family, at int) (ended, kept bool) {
 	}
 	defer abort(moved)
 	write(t, peer, in[3000:])
-	write(t, moved, out)
+	write(t, moved, out[2000:])
 	expect(t, "conn", moved, in)
 	expect(t, "peer", peer, out)
 	return ended, kept
@@ -185,17 +201,23 @@ func toBeKilled(t *testing.T) {
 		if err := s.Disconnect(); err != nil {
 			return err
 		}
-		to, err := soccr.NewSocket(snap)
-		if err != nil {
-			return err
-		}
-		if s, err = soccr.Pause(to); err != nil {
-			return err
+		inPlace := os.Getenv(killedEnv) == "in place"
+		if !inPlace {
+			to, err := soccr.NewSocket(snap)
+			if err != nil {
+				return err
+			}
+			if s, err = soccr.Pause(to); err != nil {
+				return err
+			}
 		}
 		if err := s.Restore(snap); err != nil {
 			return err
 		}
-		return lock.UnlockFlow(local, remote)
+		if err := lock.UnlockFlow(local, remote); err != nil || !inPlace {
+			return err
+		}
+		return s.Resume()
 	}()
 	announce(unwatched)
 	if err != nil {

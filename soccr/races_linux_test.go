@@ -41,17 +41,20 @@ var peerRaces = []struct {
 	run func(peer *net.TCPConn, in []byte) (written int, err error)
 	// closes, resets: what the conn finds in the end.
 	closes, resets bool
+	// moves: the connection moves all the while, so that Save sees it.
+	moves bool
 }{
 	{
 		name: "it sends",
 		run: func(peer *net.TCPConn, in []byte) (n int, err error) {
 			for n < len(in) && err == nil {
 				var more int
-				more, err = peer.Write(in[n:min(n+1+n/3, len(in))])
+				more, err = peer.Write(in[n:min(n+1+min(n/3, 200), len(in))])
 				n += more
 			}
 			return n, err
 		},
+		moves: true,
 	}, {
 		name:   "it closes",
 		run:    func(peer *net.TCPConn, _ []byte) (int, error) { return 0, peer.CloseWrite() },
@@ -115,7 +118,7 @@ func TestPeerRaces(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, locked %v", race.name, locked), func(t *testing.T) {
 				t.Parallel()
 				n := newNetwork(t)
-				changed := 0
+				changed, right := 0, 0
 				for round := range raceRounds(12) {
 					f := families[round%len(families)]
 					random := rand.New(rand.NewPCG(uint64(round), 1))
@@ -134,22 +137,30 @@ func TestPeerRaces(t *testing.T) {
 					if err := peer.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 						t.Fatal(err)
 					}
+					var finished atomic.Bool
+					peers, ours := time.Duration(random.IntN(200))*time.Microsecond, time.Duration(random.IntN(200))*time.Microsecond
 					go func() {
 						<-begin
+						spin(peers)
 						n, err := race.run(peer, in[100:])
+						finished.Store(true)
 						done <- result{n, err}
 					}()
 					close(begin)
-					spin(time.Duration(random.IntN(200)) * time.Microsecond)
 					var err error
 					if locked {
-						conn, err = n.raced(t, conn)
+						spin(ours)
+						if conn, err = n.raced(t, conn); errors.Is(err, soccr.ErrChanged) {
+							changed++
+							err = nil
+						}
 					} else {
-						err = lookAt(conn, in, out, race.resets)
+						var looks, moved int
+						looks, moved, err = lookAt(conn, in, out, race.resets, &finished)
+						right += looks
+						changed += moved
 					}
-					if errors.Is(err, soccr.ErrChanged) {
-						changed++
-					} else if err != nil {
+					if err != nil {
 						t.Fatalf("round %d: %v", round, err)
 					}
 					var wg sync.WaitGroup
@@ -176,7 +187,10 @@ func TestPeerRaces(t *testing.T) {
 					abort(conn)
 					abort(peer)
 				}
-				t.Logf("%d of %d times it had changed", changed, raceRounds(12))
+				t.Logf("in %d rounds it was right %d times, and had changed %d times", raceRounds(12), right, changed)
+				if !locked && race.moves && (changed == 0 || right == 0) {
+					t.Error("Save was never in its way")
+				}
 			})
 		}
 	}
@@ -236,25 +250,44 @@ func (n *network) raced(t *testing.T, conn *net.TCPConn) (*net.TCPConn, error) {
 	return n.restore(t, snap), nil
 }
 
-// lookAt saves a connection that nothing keeps from moving, and lets it go on. What
-// was saved has to be right.
-func lookAt(conn *net.TCPConn, in, out []byte, reset bool) error {
-	return onFD(conn, func(fd int) error {
+// lookAt saves a connection that nothing keeps from moving, again and again while its
+// peer does something, and lets it go on. What was saved has to be right.
+func lookAt(conn *net.TCPConn, in, out []byte, reset bool, finished *atomic.Bool) (right, changed int, err error) {
+	const most = 500
+	err = onFD(conn, func(fd int) error {
 		s, err := soccr.Pause(fd)
 		if err != nil {
 			return err
 		}
-		snap, err := s.Save()
-		if err == nil && !reset {
+		var first *soccr.Snapshot
+		for last := false; err == nil && !last && right+changed < most; {
+			last = finished.Load()
+			var snap *soccr.Snapshot
+			snap, err = s.Save()
+			if errors.Is(err, soccr.ErrChanged) {
+				changed++
+				err = nil
+				continue
+			}
+			if err != nil || reset {
+				continue
+			}
+			right++
+			if first == nil {
+				first = snap
+			}
 			switch {
 			case !bytes.HasPrefix(in, snap.RecvQueue) || len(snap.RecvQueue) < 100:
 				err = fmt.Errorf("saved %d received bytes, or others", len(snap.RecvQueue))
 			case !bytes.HasSuffix(out, snap.SendQueue):
 				err = fmt.Errorf("saved %d bytes to send, or others", len(snap.SendQueue))
+			case snap.RecvSeq-uint32(len(snap.RecvQueue)) != first.RecvSeq-uint32(len(first.RecvQueue)) || snap.SendSeq != first.SendSeq:
+				err = fmt.Errorf("saved the sequence numbers %d and %d, %d and %d before", snap.RecvSeq, snap.SendSeq, first.RecvSeq, first.SendSeq)
 			}
 		}
 		return errors.Join(err, s.Resume())
 	})
+	return right, changed, err
 }
 
 // expectReset reads what came before a RST, and that there was one. Where it was kept

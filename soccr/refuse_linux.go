@@ -59,18 +59,32 @@ func (s *Socket) refuseUrgent(queued int) error {
 	if err != nil || inline != 0 {
 		return err
 	}
-	if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1); err != nil {
+	all, err := s.countInline()
+	if err != nil {
 		return err
 	}
-	all, err := count(s.fd, unix.SIOCINQ)
-	if err := errors.Join(err, sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 0)); err != nil {
-		return err
-	}
-	// A packet may arrive between two counts, but nobody reads: only a mark makes
-	// the later one smaller.
+	// A packet may arrive between two counts: only a mark makes the later one smaller,
+	// or a thread that was past the kernel's check and reads.
 	upToMark, err := count(s.fd, unix.SIOCINQ)
-	if err == nil && upToMark < all {
-		return ErrUrgent
+	if err != nil || upToMark >= all {
+		return err
+	}
+	now, err := s.countInline()
+	if err == nil && now < all {
+		return &FieldError{Field: "RecvQueue", Want: all, Got: now, Err: ErrChanged}
+	}
+	if err == nil {
+		err = ErrUrgent
 	}
 	return err
+}
+
+// countInline counts the bytes in the receive queue as if urgent ones were to be read
+// with the others: all of them, whatever mark there is.
+func (s *Socket) countInline() (int, error) {
+	if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1); err != nil {
+		return 0, err
+	}
+	n, err := count(s.fd, unix.SIOCINQ)
+	return n, errors.Join(err, sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 0))
 }
