@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -142,7 +143,14 @@ func TestRestoreKilled(t *testing.T) {
 	kills := 6 * effort()
 	for range kills {
 		img := dumped(t, pid)
-		pid = killRestore(t, img, time.Duration(random.Int64N(int64(took))))
+		pid = killRestore(t, img, func(cmd *exec.Cmd) {
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Duration(random.Int64N(int64(took))))
+			_ = unix.Kill(cmd.Process.Pid, unix.SIGKILL) // and not its group, which the program belongs to
+			_ = cmd.Wait()
+		})
 		if pid == 0 {
 			pid = revive(t, img)
 		} else {
@@ -155,9 +163,9 @@ func TestRestoreKilled(t *testing.T) {
 	t.Logf("%d of %d were restored", restored, kills)
 }
 
-// killRestore kills restore after some time, and returns which process has the
-// sockets, or 0.
-func killRestore(t *testing.T, img []byte, after time.Duration) (pid int) {
+// killRestore runs restore by a function that kills it, and returns which process has
+// the sockets, or 0.
+func killRestore(t *testing.T, img []byte, run func(*exec.Cmd)) (pid int) {
 	t.Helper()
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -172,16 +180,11 @@ func killRestore(t *testing.T, img []byte, after time.Duration) (pid int) {
 	cmd := inside(program(t, "restore", "--json", "-d", "-D", "-", "--", "/proc/self/exe", "heir"))
 	cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1", "TMPDIR="+t.TempDir())
 	cmd.Stdin, cmd.Stderr = read, said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	_ = read.Close()
 	if _, err := write.Write(img); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(after)
-	_ = unix.Kill(cmd.Process.Pid, unix.SIGKILL) // and not its group, which the program belongs to
-	_ = cmd.Wait()
+	run(cmd)
+	_ = read.Close()
 	// The guard is at its end when nobody reads from the pipe.
 	poll := []unix.PollFd{{Fd: int32(write.Fd())}}
 	for {
