@@ -140,7 +140,10 @@ func WithPlain() Option { return func(s *settings) { s.plain = true } }
 // bound of the window (TCP_WINDOW_CLAMP), and SO_REUSEADDR, which repair mode
 // overwrites. Nor does Save look for TCP-MD5 keys, and for what cannot be moved
 // because of an option: kernel TLS and TCP-AO. Only the buffers' sizes are kept, if
-// there is much in the queues. The options are half of what a move costs.
+// there is much in the queues: with [WithoutVerifying], more than the 68 KiB that any
+// receive buffer takes; whoever leaves that out, too, has the socket's buffer large
+// enough for the window that the peer was promised. The options are half of what a
+// move costs.
 //
 // It is given to Pause for Save and Resume, and to Restore.
 func WithoutOptions() Option { return func(s *settings) { s.noOptions = true } }
