@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -80,9 +81,24 @@ func (s *stepped) run(t *testing.T, cmd *exec.Cmd) {
 		}
 		if idle > 100 { // it waits for something
 			time.Sleep(20 * time.Microsecond)
+			s.findBorn(threads)
 		}
 	}
 	_ = cmd.Wait() // that it is gone is known; its output is awaited
+}
+
+// findBorn finds threads of the one that was killed whose birth was not heard of any
+// more: a process is there until its tracer has heard of the end of each.
+func (s *stepped) findBorn(threads map[int]int) {
+	if s.stops < s.last {
+		return
+	}
+	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", s.victim))
+	for _, task := range tasks {
+		if tid, err := strconv.Atoi(task.Name()); err == nil {
+			threads[tid] = s.victim
+		}
+	}
 }
 
 // stopped lets a thread go on, or kills it with all others.
