@@ -199,18 +199,25 @@ func TestDumpGuardKilledAtStages(t *testing.T) {
 		var said bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &said, &said
 		s.run(t, cmd)
-		switch img, err := os.ReadFile(filepath.Join(dir, image.Name)); {
-		case err == nil:
-			images++
-			_ = unix.Kill(e.pid, unix.SIGKILL) // silently: either it is gone, or its sockets are paused
-			revive(t, img)
-			if err := exchange(c); err != nil {
-				t.Fatalf("at stop %d: %v; %s", s.last, err, said.String())
-			}
-		case !errors.Is(err, fs.ErrNotExist):
+		if tracer := tracerOf(e.pid); tracer != "0" && tracer != "" {
+			t.Fatalf("at stop %d: process %s traces it; %s", s.last, tracer, said.String())
+		}
+		// Its end is silent: its sockets are gone or paused, or there is no image. If
+		// they are paused, it may have complained.
+		_ = unix.Kill(-e.pid, unix.SIGKILL)
+		_ = e.command.Wait()
+		e.stderr = &lockedBuffer{}
+		img, err := os.ReadFile(filepath.Join(dir, image.Name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		if err != nil {
 			t.Fatal(err)
-		case tracerOf(e.pid) != "0" && tracerOf(e.pid) != "":
-			t.Fatalf("at stop %d: process %s traces it; %s", s.last, tracerOf(e.pid), said.String())
+		}
+		images++
+		revive(t, img)
+		if err := exchange(c); err != nil {
+			t.Fatalf("at stop %d: %v; %s", s.last, err, said.String())
 		}
 	})
 	t.Logf("%d images were there", images)
