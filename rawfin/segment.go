@@ -18,10 +18,11 @@ import (
 // segment that has one (tcp_validate_incoming), and so the clocks of the peer
 // need not be known.
 type Segment struct {
-	// Src is the peer, Dst the local socket, unless it is for [Injector.Send]. Both are IPv4, both IPv6, or both
-	// IPv4-mapped IPv6 addresses; the latter, the addresses of an IPv4
-	// connection on an AF_INET6 socket, make an IPv4 packet. A link-local Dst
-	// needs a zone, its own or that of Src: a device's name or its index.
+	// Src is the peer, Dst the local socket, unless it is for [Injector.Send]. Both
+	// are IPv4, both IPv6, or both IPv4-mapped IPv6 addresses; the latter, the
+	// addresses of an IPv4 connection on an AF_INET6 socket, make an IPv4 packet. A
+	// link-local Dst needs a zone, its own or that of Src: a device's name or its
+	// index.
 	Src, Dst netip.AddrPort
 
 	// Seq and Ack are the numbers in the header. Ack counts only with the flag

@@ -12,9 +12,10 @@ import (
 
 // Resume switches repair mode off and lets the connection go on. The kernel
 // sends a window probe from an established socket, whose answer tells where the
-// peer stands; where a half-closed one finds the peer's window closed, Resume sends it. Unlock the flow before: the probe has to get out and its answer
-// in. After Restore, Resume also does what could not be done while paused: it
-// sends what was in flight and what was never sent, and the SYN of a connection in
+// peer stands; where a half-closed one finds the peer's window closed, Resume
+// sends it. Unlock the flow before: the probe has to get out and its answer in.
+// After Restore, Resume also does what could not be done while paused: it sends
+// what was in flight and what was never sent, and the SYN of a connection in
 // SYN_SENT; see [Effects].
 //
 // SO_REUSEADDR, which repair mode overwrites, is as it was before Pause. The

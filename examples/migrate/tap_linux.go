@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/gosoccr/gosoccr/internal/host"
@@ -51,8 +50,7 @@ func (t *tap) take(p wire.Packet) {
 	if t.recorder != nil {
 		t.recorder.Add(p)
 	}
-	if s, ok := wire.Parse(p.Data, p.Size); ok {
-		s.Time = p.Time
+	if s, ok := p.Segment(); ok {
 		t.see(s)
 	}
 }
@@ -71,20 +69,10 @@ func (t *tap) stop() (wire.Report, error) {
 	lost, err := t.capture.Stop()
 	r := t.checker.Report()
 	r.Lost = lost
-	return r, errors.Join(err, t.write())
-}
-
-// write writes the packets that were recorded.
-func (t *tap) write() error {
-	if t.recorder == nil {
-		return nil
+	if t.recorder != nil {
+		err = errors.Join(err, t.recorder.WriteFile(t.pcap))
 	}
-	file, err := os.OpenFile(t.pcap, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = t.recorder.WriteTo(file)
-	return errors.Join(err, file.Close())
+	return r, err
 }
 
 // pausesAt gives the pause into which each move fell, and the longest of the

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -154,8 +153,7 @@ func (c *conductor) conclude(failed error) error {
 		failed = errors.Join(failed, err, fmt.Errorf("the latest packets are in %s, the ends' histories and snapshots beside it; to try again: -seed %d and the same flags", path, c.seed))
 	}
 	if c.pcap != "" && failed == nil {
-		path, err := c.judge.write(c.out)
-		failed = errors.Join(err, os.Rename(path, c.pcap))
+		failed = c.judge.recorder.WriteFile(c.pcap)
 	}
 	lost, err := c.judge.stop()
 	failed = errors.Join(failed, err)

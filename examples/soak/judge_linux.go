@@ -1,10 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -48,11 +46,10 @@ func newJudge(peers, packets int, isOver func(slot int) bool, accuse func(slot i
 
 func (j *judge) look(p wire.Packet) {
 	j.recorder.Add(p)
-	s, ok := wire.Parse(p.Data, p.Size)
+	s, ok := p.Segment()
 	if !ok {
 		return
 	}
-	s.Time = p.Time
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	w := j.flows[s.Src]
@@ -145,12 +142,7 @@ func (j *judge) lateRSTs() int64 {
 // write writes the latest packets to a file.
 func (j *judge) write(dir string) (path string, err error) {
 	path = filepath.Join(dir, "latest.pcap")
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return "", err
-	}
-	_, err = j.recorder.WriteTo(file)
-	return path, errors.Join(err, file.Close())
+	return path, j.recorder.WriteFile(path)
 }
 
 // stop ends the capture. One that has lost packets has not seen all.

@@ -44,8 +44,7 @@ type Capture struct {
 // On a loopback device each packet is seen once, as it comes in.
 func Watch(device string, each func(Segment)) (*Capture, error) {
 	return WatchPackets(device, func(p Packet) {
-		if s, ok := Parse(p.Data, p.Size); ok {
-			s.Time = p.Time
+		if s, ok := p.Segment(); ok {
 			each(s)
 		}
 	})

@@ -18,7 +18,7 @@ type Checker struct {
 	ends   [2]end
 	icmp   int
 	faults []Fault
-	latest []Segment // the newest last
+	latest ring[Segment]
 }
 
 // latestSegments are enough to see what led to a fault at a connection's end.
@@ -26,7 +26,7 @@ const latestSegments = 32
 
 // NewChecker makes a checker that looks at the segments of the flow only.
 func NewChecker(flow Flow) *Checker {
-	c := &Checker{flow: flow}
+	c := &Checker{flow: flow, latest: newRing[Segment](latestSegments)}
 	c.ends[0].scale, c.ends[1].scale = flow.ScaleA, flow.ScaleB
 	c.pin(flow.A, flow.B)
 	return c
@@ -103,10 +103,7 @@ func (c *Checker) Add(s Segment) {
 	if !ok {
 		return
 	}
-	if len(c.latest) == latestSegments {
-		c.latest = slices.Delete(c.latest, 0, 1)
-	}
-	c.latest = append(c.latest, s)
+	*c.latest.next() = s
 	if s.ICMP {
 		c.icmp++
 		c.fault("ICMP error", s)
@@ -364,7 +361,7 @@ func (c *Checker) FaultCount() int { return len(c.faults) }
 
 // Report says what has been seen so far.
 func (c *Checker) Report() Report {
-	r := Report{ICMPErrors: c.icmp, Faults: slices.Clone(c.faults), Latest: slices.Clone(c.latest)}
+	r := Report{ICMPErrors: c.icmp, Faults: slices.Clone(c.faults), Latest: slices.Collect(c.latest.all())}
 	for i, sent := range []*Sent{&r.A, &r.B} {
 		*sent = c.ends[i].Sent
 		for _, hole := range c.ends[i].holes {

@@ -1,7 +1,9 @@
 package wire
 
 import (
+	"errors"
 	"io"
+	"os"
 	"sync"
 	"time"
 
@@ -18,13 +20,18 @@ type Packet struct {
 	Size int // of the whole packet
 }
 
+// Segment is the TCP segment in it, or the ICMP error about one, if that is what it is.
+func (p Packet) Segment() (Segment, bool) {
+	s, ok := Parse(p.Data, p.Size)
+	s.Time = p.Time
+	return s, ok
+}
+
 // A Recorder remembers the headers of the latest packets, to be looked at when
 // something has gone wrong. Its methods may be called concurrently.
 type Recorder struct {
 	mu      sync.Mutex
-	packets []record
-	next    int
-	full    bool
+	packets ring[record]
 }
 
 type record struct {
@@ -35,17 +42,14 @@ type record struct {
 }
 
 // NewRecorder makes a recorder that remembers so many packets.
-func NewRecorder(packets int) *Recorder { return &Recorder{packets: make([]record, packets)} }
+func NewRecorder(packets int) *Recorder { return &Recorder{packets: newRing[record](packets)} }
 
 // Add remembers a packet, in place of the oldest one.
 func (r *Recorder) Add(p Packet) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	to := &r.packets[r.next]
+	to := r.packets.next()
 	to.time, to.size, to.kept = p.Time, p.Size, copy(to.data[:], p.Data)
-	if r.next++; r.next == len(r.packets) {
-		r.next, r.full = 0, true
-	}
 }
 
 // WriteTo writes the packets in the format of libpcap, cut short after the headers:
@@ -58,18 +62,23 @@ func (r *Recorder) WriteTo(w io.Writer) (int64, error) {
 	if err := pcap.WriteFileHeader(maxHeaders, layers.LinkTypeRaw); err != nil {
 		return counted.n, err
 	}
-	ordered := r.packets[:r.next]
-	if r.full {
-		ordered = append(append([]record{}, r.packets[r.next:]...), ordered...)
-	}
-	for i := range ordered {
-		p := &ordered[i]
+	for p := range r.packets.all() {
 		info := gopacket.CaptureInfo{Timestamp: p.time, CaptureLength: p.kept, Length: p.size}
 		if err := pcap.WritePacket(info, p.data[:p.kept]); err != nil {
 			return counted.n, err
 		}
 	}
 	return counted.n, nil
+}
+
+// WriteFile writes them to a file of that name, which only its owner may read.
+func (r *Recorder) WriteFile(name string) error {
+	file, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = r.WriteTo(file)
+	return errors.Join(err, file.Close())
 }
 
 type countingWriter struct {
