@@ -166,23 +166,31 @@ func TestDumpKilledAtStages(t *testing.T) {
 	c := dialEcho(t, e)
 	pid := e.pid
 	killedAtStages(t, false, func(s *stepped) {
-		dir := t.TempDir()
-		cmd := inside(program(t, "dump", "-t", fmt.Sprint(pid), "-D", dir, "--lock-timeout", "1s"))
-		var said bytes.Buffer // by the guard too, so that it is waited for
-		cmd.Stdout, cmd.Stderr = &said, &said
-		s.run(t, cmd)
-		switch img, err := os.ReadFile(filepath.Join(dir, image.Name)); {
-		case err == nil:
+		img, said := s.dump(t, pid)
+		if img != nil {
 			pid = revive(t, img)
-		case !errors.Is(err, fs.ErrNotExist):
-			t.Fatal(err)
-		case tracerOf(pid) != "0":
-			t.Fatalf("at stop %d: process %s traces it; %s", s.last, tracerOf(pid), said.String())
+		} else if tracer := tracerOf(pid); tracer != "0" {
+			t.Fatalf("at stop %d: process %s traces it; %s", s.last, tracer, said)
 		}
 		if err := exchange(c); err != nil {
-			t.Fatalf("at stop %d: %v; %s", s.last, err, said.String())
+			t.Fatalf("at stop %d: %v; %s", s.last, err, said)
 		}
 	})
+}
+
+// dump dumps a program, and returns the image, if it is there, and what was said.
+func (s *stepped) dump(t *testing.T, pid int) (img []byte, said string) {
+	t.Helper()
+	dir := t.TempDir()
+	cmd := inside(program(t, "dump", "-t", fmt.Sprint(pid), "-D", dir, "--lock-timeout", "1s"))
+	var output bytes.Buffer // of the guard too, so that it is waited for
+	cmd.Stdout, cmd.Stderr = &output, &output
+	s.run(t, cmd)
+	img, err := os.ReadFile(filepath.Join(dir, image.Name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return img, output.String()
 }
 
 // Wherever dump's guard is killed itself, which leaves the program with paused sockets,
@@ -194,30 +202,22 @@ func TestDumpGuardKilledAtStages(t *testing.T) {
 	killedAtStages(t, true, func(s *stepped) {
 		e := startEcho(t, "threads", "127.0.0.1:0")
 		c := dialEcho(t, e)
-		dir := t.TempDir()
-		cmd := inside(program(t, "dump", "-t", fmt.Sprint(e.pid), "-D", dir, "--lock-timeout", "1s"))
-		var said bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &said, &said
-		s.run(t, cmd)
+		img, said := s.dump(t, e.pid)
 		if tracer := tracerOf(e.pid); tracer != "0" && tracer != "" {
-			t.Fatalf("at stop %d: process %s traces it; %s", s.last, tracer, said.String())
+			t.Fatalf("at stop %d: process %s traces it; %s", s.last, tracer, said)
 		}
 		// Its end is silent: its sockets are gone or paused, or there is no image. If
 		// they are paused, it may have complained.
 		_ = unix.Kill(-e.pid, unix.SIGKILL)
 		_ = e.command.Wait()
 		e.stderr = &lockedBuffer{}
-		img, err := os.ReadFile(filepath.Join(dir, image.Name))
-		if errors.Is(err, fs.ErrNotExist) {
+		if img == nil {
 			return
-		}
-		if err != nil {
-			t.Fatal(err)
 		}
 		images++
 		revive(t, img)
 		if err := exchange(c); err != nil {
-			t.Fatalf("at stop %d: %v; %s", s.last, err, said.String())
+			t.Fatalf("at stop %d: %v; %s", s.last, err, said)
 		}
 	})
 	t.Logf("%d images were there", images)
