@@ -69,27 +69,53 @@ func (s *Socket) setBufferLock(lock uint8) error {
 
 // setBuffer sets a buffer's size as near to size as it may, and keeps the kernel
 // from tuning it until setBufferLock. Beyond net.core.rmem_max and wmem_max that
-// takes CAP_NET_ADMIN in the initial user namespace.
-func (s *Socket) setBuffer(b bufferKind, size int) error {
-	half := (size + 1) / 2
+// takes CAP_NET_ADMIN in the initial user namespace. A buffer of now bytes that is
+// to be larger never becomes smaller.
+func (s *Socket) setBuffer(b bufferKind, now, size int) error {
+	const usual = 2 * 212992 // what anybody may set, unless the limits were changed
 	s.sized = true
-	err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, b.force, half)
+	err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, b.force, (size+1)/2)
 	if !errors.Is(err, unix.EPERM) {
 		return err
 	}
-	if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, b.option, half); err != nil || b != recvBuffer {
+	settable := size
+	if now > usual && now < size {
+		if settable, err = mostSettable(b); err != nil {
+			return err
+		}
+	}
+	if settable > now || size < now {
+		if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, b.option, (size+1)/2); err != nil || b != recvBuffer {
+			return err
+		}
+		if now, err = s.bufferSize(b); err != nil {
+			return err
+		}
+	}
+	if b != recvBuffer || now >= size {
+		return nil
+	}
+	return s.followLowat(size)
+}
+
+// maximize makes a buffer as large as it may be.
+func (s *Socket) maximize(b bufferKind) error {
+	now, err := s.bufferSize(b)
+	if err != nil {
 		return err
 	}
-	// A receive buffer that is not locked follows SO_RCVLOWAT up to tcp_rmem[2],
-	// as far as tuning could have brought it (tcp_set_rcvlowat).
-	if got, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, b.option); err != nil || got >= size {
-		return err
-	}
+	return s.setBuffer(b, now, largest)
+}
+
+// followLowat enlarges a receive buffer in another way: one that is not locked follows
+// SO_RCVLOWAT up to tcp_rmem[2], as far as tuning could have brought it
+// (tcp_set_rcvlowat).
+func (s *Socket) followLowat(size int) error {
 	lock, err := s.bufferLock()
 	if err != nil {
 		return err
 	}
-	if err := s.setBufferLock(lock &^ b.lock); err != nil {
+	if err := s.setBufferLock(lock &^ recvBuffer.lock); err != nil {
 		if errors.Is(err, unix.EOPNOTSUPP) { // Multipath TCP: it stays as near as it came
 			return nil
 		}
@@ -99,12 +125,33 @@ func (s *Socket) setBuffer(b bufferKind, size int) error {
 	if err != nil {
 		return err
 	}
-	for _, v := range [...]int{half, low} {
+	for _, v := range [...]int{(size + 1) / 2, low} {
 		if err := sockopt.SetInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, v); err != nil {
 			return err
 		}
 	}
-	return s.setBufferLock(lock | b.lock)
+	return s.setBufferLock(lock | recvBuffer.lock)
+}
+
+func (s *Socket) bufferSize(b bufferKind) (int, error) {
+	return sockopt.GetInt(s.fd, unix.SOL_SOCKET, b.option)
+}
+
+// mostSettable tries with another socket how large this user can set a buffer.
+func mostSettable(b bufferKind) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	err = sockopt.SetInt(fd, unix.SOL_SOCKET, b.force, largest/2)
+	if errors.Is(err, unix.EPERM) {
+		err = sockopt.SetInt(fd, unix.SOL_SOCKET, b.option, largest/2)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return sockopt.GetInt(fd, unix.SOL_SOCKET, b.option)
 }
 
 // setBuffers sets both buffers of a socket that is not connected to their saved
@@ -115,9 +162,9 @@ func (s *Socket) setBuffers(o *Options) error {
 		kind  bufferKind
 		size  uint32
 	}{{"Options.RecvBuffer", recvBuffer, o.RecvBuffer}, {"Options.SendBuffer", sendBuffer, o.SendBuffer}} {
-		now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, b.kind.option)
+		now, err := s.bufferSize(b.kind)
 		if err == nil && b.size != 0 && now != int(b.size) {
-			err = s.setBuffer(b.kind, int(b.size))
+			err = s.setBuffer(b.kind, now, int(b.size))
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", b.field, err)
@@ -129,43 +176,62 @@ func (s *Socket) setBuffers(o *Options) error {
 	return nil
 }
 
-// CheckQueues finds out whether a socket of the calling thread's network namespace
+// queueMemory is what a queue takes in a socket's buffer: the bytes, and what the
+// kernel's structures add, a quarter of a percent of a long queue.
+func queueMemory(bytes int) int { return bytes + bytes/128 }
+
+// CheckQueues finds out whether a new socket of the calling thread's network namespace
 // and user can hold a snapshot's queues, and fails with ErrBuffer if not: what
-// Restore would find out when the connection is gone. Who restores where he has
-// saved asks before Disconnect; Preflight asks too.
+// Restore would find out when the connection is gone. Preflight asks too.
 func CheckQueues(snap *Snapshot) error {
-	const anybody = 64 << 10 // bytes that any user's buffers hold
-	if len(snap.RecvQueue) <= anybody && len(snap.SendQueue) <= anybody {
-		return nil
-	}
-	fd, err := NewSocket(snap)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return (&Socket{fd: fd, local: snap.Local, remote: snap.Remote}).checkQueues(snap)
+	return checkQueues(snap, func(b bufferKind, _ int) (int, error) {
+		fd, err := NewSocket(snap)
+		if err != nil {
+			return 0, err
+		}
+		defer unix.Close(fd)
+		fresh := Socket{fd: fd}
+		if err := fresh.maximize(b); err != nil {
+			return 0, err
+		}
+		return fresh.bufferSize(b)
+	})
 }
 
-// checkQueues tries how large the buffers of a fresh socket can be.
-func (s *Socket) checkQueues(snap *Snapshot) error {
+// CheckQueues finds out whether this socket can hold a snapshot's queues once it is
+// disconnected, and fails with ErrBuffer if not; it changes nothing. Who restores in
+// place asks before Disconnect: a buffer that the kernel has tuned may be larger than
+// any that the user can set, and Restore leaves it so.
+func (s *Socket) CheckQueues(snap *Snapshot) error {
+	return checkQueues(snap, func(b bufferKind, need int) (int, error) {
+		size, err := s.bufferSize(b)
+		if err != nil || size >= need {
+			return size, err
+		}
+		// Whether SO_RCVLOWAT would bring it further depends on what it has received.
+		settable, err := mostSettable(b)
+		return max(size, settable), err
+	})
+}
+
+// checkQueues compares what the queues need with the largest size of their buffers.
+func checkQueues(snap *Snapshot, largest func(b bufferKind, need int) (int, error)) error {
+	const anybody = 64 << 10 // bytes that any user's buffers hold
 	for _, q := range [...]struct {
 		queue  Queue
 		buffer bufferKind
 		bytes  int
 	}{{RecvQueue, recvBuffer, len(snap.RecvQueue)}, {SendQueue, sendBuffer, len(snap.SendQueue)}} {
-		if q.bytes == 0 {
+		if q.bytes <= anybody {
 			continue
 		}
-		if err := s.setBuffer(q.buffer, largest); err != nil {
-			return s.fail(q.queue.String(), err)
+		need := queueMemory(q.bytes)
+		size, err := largest(q.buffer, need)
+		if err == nil && size < need {
+			err = fmt.Errorf("%w: %d bytes take about %d, and there are %d", ErrBuffer, q.bytes, need, size)
 		}
-		size, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, q.buffer.option)
 		if err != nil {
-			return s.fail(q.queue.String(), err)
-		}
-		// With what the kernel's structures take.
-		if need := q.bytes + q.bytes/16; need > size {
-			return s.fail(q.queue.String(), fmt.Errorf("%w: %d bytes take about %d, and there are %d", ErrBuffer, q.bytes, need, size))
+			return &OpError{Op: q.queue.String(), Local: snap.Local, Remote: snap.Remote, Err: err}
 		}
 	}
 	return nil

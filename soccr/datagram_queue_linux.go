@@ -133,7 +133,7 @@ func (s *Socket) fillDatagrams(d *DatagramSnapshot) (err error) {
 	if len(d.RecvQueue) == 0 {
 		return nil
 	}
-	if err := s.setBuffer(recvBuffer, largest); err != nil {
+	if err := s.maximize(recvBuffer); err != nil {
 		return err
 	}
 	rebind, err := s.unbindDevice()

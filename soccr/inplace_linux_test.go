@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -97,6 +98,9 @@ func (n *network) swap(tb testing.TB, fd int) {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	if err := s.CheckQueues(snap); err != nil {
+		tb.Fatal(err)
+	}
 	if err := n.lock.LockFlow(snap.Local, snap.Remote); err != nil {
 		tb.Fatal(err)
 	}
@@ -111,5 +115,49 @@ func (n *network) swap(tb testing.TB, fd int) {
 	}
 	if err := s.Resume(); err != nil {
 		tb.Fatal(err)
+	}
+}
+
+// A receive buffer that the kernel has tuned far beyond what a user may set keeps its
+// size: a connection goes back into its own socket with all that was in it. It goes
+// into a new one, too, if CheckQueues says so.
+func TestTunedBuffer(t *testing.T) {
+	ways := map[string]func(*testing.T, *network, *net.TCPConn) *net.TCPConn{
+		"in place": func(t *testing.T, n *network, conn *net.TCPConn) *net.TCPConn {
+			control(t, conn, func(fd int) { n.swap(t, fd) })
+			return conn
+		},
+		"new socket": func(t *testing.T, n *network, conn *net.TCPConn) *net.TCPConn {
+			snap := n.checkpoint(t, conn)
+			if err := soccr.CheckQueues(snap); errors.Is(err, soccr.ErrBuffer) {
+				t.Skip(err) // tcp_rmem[2] has no room for the kernel's structures
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			return n.restore(t, snap)
+		},
+	}
+	for _, f := range families {
+		for way, move := range ways {
+			t.Run(f.name+"/"+way, func(t *testing.T) {
+				t.Parallel()
+				n := newNetwork(t)
+				conn, peer := n.connect(t, f)
+				for _, low := range []int{1 << 30, 1} { // as far as tuning may bring it
+					setInt(t, conn, unix.SOL_SOCKET, unix.SO_RCVLOWAT, low)
+				}
+				data, waiting := pattern(1, 40<<20), 0
+				send(peer, data)
+				eventually(t, "no more gets into the queue", func() bool {
+					before := waiting
+					time.Sleep(50 * time.Millisecond)
+					control(t, conn, func(fd int) { waiting, _ = unix.IoctlGetInt(fd, unix.SIOCINQ) })
+					return waiting > 0 && waiting == before
+				})
+				t.Logf("%d bytes in a buffer of %d", waiting, getInt(t, conn, unix.SOL_SOCKET, unix.SO_RCVBUF))
+				conn = move(t, n, conn)
+				expect(t, "conn", conn, data)
+			})
+		}
 	}
 }

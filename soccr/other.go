@@ -173,3 +173,6 @@ func RestoreDatagram(*DatagramSnapshot, ...Option) (*net.UDPConn, error) {
 
 // CheckQueues needs Linux.
 func CheckQueues(*Snapshot) error { return unsupported("check queues") }
+
+// CheckQueues needs Linux.
+func (s *Socket) CheckQueues(*Snapshot) error { return unsupported("check queues") }

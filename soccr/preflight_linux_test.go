@@ -222,25 +222,32 @@ func TestPreflightWithoutPermission(t *testing.T) {
 }
 
 // Queues that this user's buffers cannot hold are found before the connection is
-// taken apart.
+// taken apart, whether it is to go into a new socket or into one that there is.
 func TestCheckQueues(t *testing.T) {
 	hosttest.Need(t)
 	snap := &soccr.Snapshot{State: soccr.StateEstablished, Local: netip.MustParseAddrPort("127.0.0.1:1"), Remote: netip.MustParseAddrPort("127.0.0.1:2")}
-	for _, queue := range []*[]byte{&snap.RecvQueue, &snap.SendQueue} {
-		for _, size := range []int{0, 1000, 100_000} {
-			*queue = make([]byte, size)
-			if err := soccr.CheckQueues(snap); err != nil {
-				t.Errorf("%d bytes: %v", size, err)
+	n := network{here: hosttest.New(t)}
+	own, err := soccr.Pause(n.newSocket(t, snap))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for way, check := range map[string]func(*soccr.Snapshot) error{"new": soccr.CheckQueues, "own": own.CheckQueues} {
+		for _, queue := range []*[]byte{&snap.RecvQueue, &snap.SendQueue} {
+			for _, size := range []int{0, 1000, 100_000} {
+				*queue = make([]byte, size)
+				if err := check(snap); err != nil {
+					t.Errorf("%s: %d bytes: %v", way, size, err)
+				}
 			}
+			*queue = make([]byte, soccr.MaxQueue) // never touched, and so no memory
+			err := check(snap)
+			if restorable := largestSendBuffer(t) > soccr.MaxQueue; restorable != (err == nil) {
+				t.Errorf("%s: %d bytes: %v", way, len(*queue), err)
+			}
+			if err != nil && !errors.Is(err, soccr.ErrBuffer) {
+				t.Error(err)
+			}
+			*queue = nil
 		}
-		*queue = make([]byte, soccr.MaxQueue) // never touched, and so no memory
-		err := soccr.CheckQueues(snap)
-		if restorable := largestSendBuffer(t) > soccr.MaxQueue; restorable != (err == nil) {
-			t.Errorf("%d bytes: %v", len(*queue), err)
-		}
-		if err != nil && !errors.Is(err, soccr.ErrBuffer) {
-			t.Error(err)
-		}
-		*queue = nil
 	}
 }

@@ -109,8 +109,8 @@ func (s *Socket) proveWay(snap *Snapshot) {
 func (s *Socket) primeBy(injector *rawfin.Injector, snap *Snapshot, p *priming) error {
 	segments, bytes := p.largest()
 	size := max(segments*bufferPer1, 2*bytes)
-	if now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err != nil || now < size {
-		if err := errors.Join(err, s.setBuffer(sendBuffer, size)); err != nil {
+	if now, err := s.bufferSize(sendBuffer); err != nil || now < size {
+		if err := errors.Join(err, s.setBuffer(sendBuffer, now, size)); err != nil {
 			return err
 		}
 	}

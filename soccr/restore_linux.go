@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/gosoccr/gosoccr/internal/sockopt"
 )
 
 // NewSocket makes the socket that a snapshot is restored into, in the network
@@ -137,7 +135,7 @@ func (s *Socket) beforeBind(snap *Snapshot) error {
 	if size := snap.Options.RecvBuffer; size > 0 && snap.State.row().connected {
 		now, err := s.freshRecvBuffer()
 		if err == nil && now != int(size) {
-			err = s.setBuffer(recvBuffer, int(size))
+			err = s.setBuffer(recvBuffer, now, int(size))
 		}
 		if err != nil {
 			return err
@@ -162,7 +160,7 @@ func (s *Socket) freshRecvBuffer() (size int, err error) {
 	if s.fresh != nil && s.fresh.recvBuffer != 0 {
 		return s.fresh.recvBuffer, nil
 	}
-	size, err = sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	size, err = s.bufferSize(recvBuffer)
 	if s.fresh != nil && err == nil {
 		s.fresh.recvBuffer = size
 	}
@@ -318,18 +316,23 @@ func (s *Socket) fillSent(snap *Snapshot) error {
 	return s.fill(SendQueue, s.send.sent)
 }
 
-// writeAll writes to the selected queue; it enlarges the buffer if it must.
+// writeAll writes to the selected queue; it enlarges the buffer if it must, and only
+// then: in place, it may have been tuned beyond what a user can set.
 // Receive buffers are enlarged before: one that overflows makes the kernel
 // lower the window's growth (tcp_prune_queue).
 func (s *Socket) writeAll(q Queue, data []byte) (int, error) {
 	if q == RecvQueue && len(data) > recvWrite {
-		if err := s.setBuffer(recvBuffer, largest); err != nil {
+		size, err := s.bufferSize(recvBuffer)
+		if err == nil && size < queueMemory(len(data)) {
+			err = s.setBuffer(recvBuffer, size, largest)
+		}
+		if err != nil {
 			return 0, err
 		}
 	}
 	n, err := s.write(data)
 	if q == SendQueue && errors.Is(err, ErrBuffer) {
-		if err := s.setBuffer(sendBuffer, largest); err != nil {
+		if err := s.maximize(sendBuffer); err != nil {
 			return n, err
 		}
 		var more int
@@ -378,7 +381,7 @@ func (s *Socket) restoreBuffers(snap *Snapshot, plan windowPlan) error {
 		}
 		size := min(max(int64(want.RecvBuffer), int64(memory.recvAlloc)+free), largest)
 		if int64(memory.recvBuffer) != size {
-			if err := s.setBuffer(recvBuffer, int(size)); err != nil {
+			if err := s.setBuffer(recvBuffer, int(memory.recvBuffer), int(size)); err != nil {
 				return err
 			}
 		}
@@ -391,7 +394,7 @@ func (s *Socket) restoreBuffers(snap *Snapshot, plan windowPlan) error {
 func (s *Socket) restoreSendBuffer(snap *Snapshot, now uint32) error {
 	want := &snap.Options
 	if want.SendBuffer > 0 && now != want.SendBuffer {
-		if err := s.setBuffer(sendBuffer, int(want.SendBuffer)); err != nil {
+		if err := s.setBuffer(sendBuffer, int(now), int(want.SendBuffer)); err != nil {
 			return err
 		}
 	}

@@ -103,7 +103,7 @@ func (s *Socket) writeHeld(snap *Snapshot) error {
 	if err != nil {
 		return err
 	}
-	now, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+	now, err := s.bufferSize(sendBuffer)
 	if err != nil {
 		return err
 	}

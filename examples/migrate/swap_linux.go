@@ -14,7 +14,6 @@ import (
 
 	"github.com/gosoccr/gosoccr/diag"
 
-	"github.com/gosoccr/gosoccr/soccr"
 	"github.com/gosoccr/gosoccr/soccr/netlock"
 )
 
@@ -291,7 +290,8 @@ func (s *swapper) swapOne(c *connection) error {
 			return nil
 		}
 	}
-	if err := soccr.CheckQueues(c.snap); err != nil {
+	// If it does not get into a new socket, it goes back into the old one.
+	if err := c.paused.CheckQueues(c.snap); err != nil {
 		s.refuse(c.socket, err)
 		return nil
 	}
