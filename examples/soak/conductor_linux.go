@@ -69,7 +69,7 @@ func conduct(c config, log io.Writer) (err error) {
 		k.workers = append(k.workers, w)
 	}
 	defer func() { err = errors.Join(err, k.dismiss()) }()
-	if k.judge, err = newJudge(peers, c.packets, b.over, k.accuse); err != nil {
+	if k.judge, err = newJudge(peers, c.packets, k.accuse); err != nil {
 		return err
 	}
 	return k.run()

@@ -17,13 +17,11 @@ type judge struct {
 	capture  *wire.Capture
 	recorder *wire.Recorder
 	accuse   func(slot int, err error)
-	isOver   func(slot int) bool
 
 	mu     sync.Mutex
 	flows  map[netip.AddrPort]*watched // by the moved end, on the wire
 	totals wire.Sent                   // of the connections that are over, both ends
 	closed int                         // windows that the kernel has closed for want of memory
-	late   int64                       // RSTs when both ends had read all
 }
 
 // A watched flow is a connection that is looked at.
@@ -35,8 +33,8 @@ type watched struct {
 	guilty  bool
 }
 
-func newJudge(peers, packets int, isOver func(slot int) bool, accuse func(slot int, err error)) (*judge, error) {
-	j := &judge{recorder: wire.NewRecorder(packets), accuse: accuse, isOver: isOver, flows: map[netip.AddrPort]*watched{}}
+func newJudge(peers, packets int, accuse func(slot int, err error)) (*judge, error) {
+	j := &judge{recorder: wire.NewRecorder(packets), accuse: accuse, flows: map[netip.AddrPort]*watched{}}
 	err := netns.Do(peers, func() (err error) {
 		j.capture, err = wire.WatchPackets(device, j.look)
 		return err
@@ -66,18 +64,12 @@ func (j *judge) look(p wire.Packet) {
 	}
 }
 
-// weigh looks at a fault. Two the kernel may commit by itself: to close a window, to 0,
-// when the receive buffer is full of small segments (tcp_select_window, ICSK_ACK_NOMEM);
-// and to answer the second of two acknowledgements of the last FIN with a RST, because
-// the first has ended the connection.
+// weigh looks at a fault. One the kernel may commit by itself: to close a window, to 0,
+// when the receive buffer is full of small segments (tcp_select_window, ICSK_ACK_NOMEM).
 func (j *judge) weigh(w *watched) {
 	r := w.checker.Report()
-	switch last := r.Faults[len(r.Faults)-1]; {
-	case last.What == wire.WindowTakenBack && last.Segment.Window == 0:
+	if last := r.Faults[len(r.Faults)-1]; last.What == wire.WindowTakenBack && last.Segment.Window == 0 {
 		j.closed++
-		return
-	case last.What == wire.Reset && j.isOver(w.slot):
-		j.late++
 		return
 	}
 	w.guilty = true
@@ -127,11 +119,12 @@ func (j *judge) over(end netip.AddrPort) error {
 	return nil
 }
 
-// lateRSTs are those that went to connections that were over.
+// lateRSTs are those that answered the second of two acknowledgements of the last FIN,
+// because the first had ended the connection.
 func (j *judge) lateRSTs() int64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	late := j.late + int64(j.totals.LateRSTs)
+	late := int64(j.totals.LateRSTs)
 	for _, w := range j.flows {
 		r := w.checker.Report()
 		late += int64(r.A.LateRSTs + r.B.LateRSTs)
@@ -153,5 +146,5 @@ func (j *judge) String() string {
 	defer j.mu.Unlock()
 	t := j.totals
 	return fmt.Sprintf("%d segments with %d bytes, %d bytes again in %d segments, %d segments overtaken; %d windows closed by the kernel for want of memory; %d RSTs when all was read",
-		t.Segments, t.Bytes, t.RetransmittedBytes, t.RetransmittedSegments, t.Overtaken, j.closed, j.late+int64(t.LateRSTs))
+		t.Segments, t.Bytes, t.RetransmittedBytes, t.RetransmittedSegments, t.Overtaken, j.closed, t.LateRSTs)
 }
