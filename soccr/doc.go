@@ -147,8 +147,9 @@
 //
 // CAP_NET_ADMIN is needed in the user namespace that owns the socket's network
 // namespace, and CAP_NET_RAW for half-closed states; both can be had without
-// being root, with unshare(1). Queues beyond net.core.rmem_max and wmem_max need
-// CAP_NET_ADMIN in the initial user namespace.
+// being root, with unshare(1). A send queue of more than twice net.core.wmem_max,
+// and a receive queue of more than that of rmem_max and than net.ipv4.tcp_rmem lets
+// the kernel tune, need CAP_NET_ADMIN in the initial user namespace: [CheckQueues].
 //
 // Linux 4.18 is the oldest with all that is needed (TCP_REPAIR_OFF_NO_WP, and
 // before it TCP_REPAIR_WINDOW of 4.8, and half-closed states of 4.10). Later ones

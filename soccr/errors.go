@@ -88,7 +88,7 @@ var hints = [...]struct {
 	{ErrNoPermission, "CAP_NET_ADMIN (half-closed states: CAP_NET_RAW too) is needed in the user namespace that owns the socket's network namespace"},
 	{ErrChanged, "stop its program and lock the flow before the pause"},
 	{ErrDamaged, "stop the program before the pause; this connection has to be given up"},
-	{ErrBuffer, "raise net.core.rmem_max and wmem_max, or run with CAP_NET_ADMIN in the initial user namespace, which may exceed them"},
+	{ErrBuffer, "raise net.core.wmem_max, or net.ipv4.tcp_rmem and net.core.rmem_max, or run with CAP_NET_ADMIN in the initial user namespace, which may exceed them"},
 	{ErrInjection, "let packets with the mark through on the loopback device, in OUTPUT, PREROUTING and INPUT, or choose another mark with WithMark, for the lock too"},
 }
 

@@ -141,7 +141,8 @@ func (s *Socket) Release() {
 // Disconnect takes the connection out of the socket silently, as closing it
 // would, but at once and for every process that has a descriptor of it: the
 // kernel forgets the connection, and reads and writes answer as on a socket
-// that never connected. The socket stays paused. ([connect(2)] to AF_UNSPEC.)
+// that never connected. The socket stays paused. Who wants to Restore into it asks
+// Socket.CheckQueues before. ([connect(2)] to AF_UNSPEC.)
 func (s *Socket) Disconnect() error {
 	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
 	if err := connectRaw(s.fd, &unspec); err != nil {
