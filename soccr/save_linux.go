@@ -384,12 +384,10 @@ func (s *Socket) observeAgain(o, before *observation) (err error) {
 // unchanged compares two observations of a connection and names what moved.
 func (o *observation) unchanged(now *observation) error {
 	// What a program writes while its receive queue is selected is appended to that
-	// (tcp_send_rcvq), and came in no segment of data. A FIN counts as a byte.
-	came := int64(now.info.Bytes_received - o.info.Bytes_received)
-	if State(now.info.State).row().finReceived && !State(o.info.State).row().finReceived {
-		came--
-	}
-	if came > 0 && now.info.Data_segs_in == o.info.Data_segs_in {
+	// (tcp_send_rcvq), and came in no segment of data. A FIN counts as a byte received,
+	// before the state tells of it, but is none in the queue.
+	came := now.info.Bytes_received != o.info.Bytes_received && now.received > o.received
+	if came && now.info.Data_segs_in == o.info.Data_segs_in {
 		return &FieldError{Field: "RecvQueue", Want: o.received, Got: now.received, Err: ErrDamaged}
 	}
 	for _, f := range [...]struct {
