@@ -9,10 +9,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gosoccr/gosoccr/internal/host/hosttest"
+	"github.com/gosoccr/gosoccr/soccr"
 )
 
 // inside makes the program run where the tests do, rather than in namespaces of
@@ -97,6 +99,25 @@ func TestCheckStatus(t *testing.T) {
 	} {
 		if got := (&checkResult{Abilities: test.abilities}).status(); got != test.want {
 			t.Errorf("%s: status %d, want %d", test.name, got, test.want)
+		}
+	}
+}
+
+// Nobody answers with a RST what a connection that is made to try things acknowledges,
+// be it after a while (TCP_DELACK_MAX).
+func TestProbedConnectionStays(t *testing.T) {
+	hosttest.Need(t)
+	t.Parallel()
+	for _, state := range []soccr.State{soccr.StateEstablished, soccr.StateCloseWait} {
+		err := withConnection(func(s *soccr.Snapshot) { s.State = state }, func(_ int, s *soccr.Socket) error {
+			time.Sleep(250 * time.Millisecond)
+			if now, err := s.State(); err != nil || now != state {
+				t.Errorf("%v is %v: %v", state, now, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("%v: %v", state, err)
 		}
 	}
 }

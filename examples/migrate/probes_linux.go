@@ -99,8 +99,7 @@ var probes = []struct {
 	}},
 }
 
-// The ends of the connections that are made to try things. The peer's does not
-// exist, and nothing is ever sent to it.
+// The ends of the connections that are made to try things.
 var (
 	probeLocal  = netip.MustParseAddrPort("127.0.0.1:1")
 	probeRemote = netip.MustParseAddrPort("127.0.0.2:1")
@@ -110,21 +109,31 @@ func asItIs(*soccr.Snapshot)                {}
 func nothing(fd int, _ *soccr.Socket) error { return nil }
 
 // withConnection makes a connection out of nothing, as change wants it, and hands
-// it to use. It stays paused and disappears silently.
-func withConnection(change func(*soccr.Snapshot), use func(fd int, s *soccr.Socket) error) (err error) {
-	const window = 65535
-	snapshot := &soccr.Snapshot{
-		State: soccr.StateEstablished, Remote: probeRemote, RecvSeq: 1000, SendSeq: 2000, MSS: 1460,
-		Window: soccr.Window{
-			SndWl1: 1000, SndWnd: window, MaxWindow: window, RcvWnd: window, RcvWup: 1000, RcvSsthresh: window, Clamp: window,
-		},
-	}
+// it to use. It stays paused and disappears silently. So does the peer's end, which is
+// there so that nobody answers with a RST what the connection acknowledges.
+func withConnection(change func(*soccr.Snapshot), use func(fd int, s *soccr.Socket) error) error {
 	port, err := freePort()
 	if err != nil {
 		return err
 	}
-	snapshot.Local = netip.AddrPortFrom(probeLocal.Addr(), port)
+	local, remote := netip.AddrPortFrom(probeLocal.Addr(), port), netip.AddrPortFrom(probeRemote.Addr(), port)
+	snapshot := probeEnd(local, remote, 1000, 2000)
 	change(snapshot)
+	peer := probeEnd(remote, local, 2000, 1001) // its FIN is behind it
+	return withRestored(peer, func(int, *soccr.Socket) error { return withRestored(snapshot, use) })
+}
+
+func probeEnd(local, remote netip.AddrPort, recvSeq, sendSeq uint32) *soccr.Snapshot {
+	const window = 65535
+	return &soccr.Snapshot{
+		State: soccr.StateEstablished, Local: local, Remote: remote, RecvSeq: recvSeq, SendSeq: sendSeq, MSS: 1460,
+		Window: soccr.Window{
+			SndWl1: recvSeq, SndWnd: window, MaxWindow: window, RcvWnd: window, RcvWup: recvSeq, RcvSsthresh: window, Clamp: window,
+		},
+	}
+}
+
+func withRestored(snapshot *soccr.Snapshot, use func(fd int, s *soccr.Socket) error) (err error) {
 	fd, err := soccr.NewSocket(snapshot)
 	if err != nil {
 		return err
