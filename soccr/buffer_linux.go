@@ -28,6 +28,8 @@ const largest = maxInt - 1
 // memory is what of SO_MEMINFO (Linux 4.12) matters here, in bytes.
 type memory struct {
 	recvAlloc, recvBuffer, sendAlloc, sendBuffer uint32
+	// sendQueue is what the send queue takes, with the structures that hold it.
+	sendQueue uint32
 	// options is what filters, keys of TCP-MD5 and headers of IPv6 take, each of
 	// them some (sk_omem_alloc).
 	options uint32
@@ -43,6 +45,7 @@ func (s *Socket) memory() (memory, error) {
 		recvBuffer: binary.NativeEndian.Uint32(b[4:]),  // SK_MEMINFO_RCVBUF
 		sendAlloc:  binary.NativeEndian.Uint32(b[8:]),  // SK_MEMINFO_WMEM_ALLOC
 		sendBuffer: binary.NativeEndian.Uint32(b[12:]), // SK_MEMINFO_SNDBUF
+		sendQueue:  binary.NativeEndian.Uint32(b[20:]), // SK_MEMINFO_WMEM_QUEUED
 		options:    binary.NativeEndian.Uint32(b[24:]), // SK_MEMINFO_OPTMEM
 	}, nil
 }
@@ -174,15 +177,21 @@ func (s *Socket) setBuffers(o *Options) error {
 	return nil
 }
 
-// queueMemory is what a queue takes in a socket's buffer: the bytes, and what the
-// kernel's structures add, a quarter of a percent of a long queue.
-func queueMemory(bytes int) int { return bytes + bytes/128 }
+// recvQueueMemory is what a receive buffer must have for a queue to get in: for the
+// bytes, and for the structures that hold them (a quarter of a percent of a long queue
+// on Linux 6.18). The last write may go beyond it (tcp_send_rcvq).
+func recvQueueMemory(bytes int) int { return bytes + bytes/128 - recvWrite }
+
+// sendQueueMemory is that for a send buffer, where a structure holds up to 64 KiB, and
+// half of the peer's largest window at most (832 bytes each). The parts that count as
+// sent and as never sent are kept apart.
+func sendQueueMemory(bytes int) int { return bytes + bytes/32 + 8<<10 }
 
 // CheckQueues finds out whether a new socket of the calling thread's network namespace
 // and user can hold a snapshot's queues, and fails with ErrBuffer if not: what
 // Restore would find out when the connection is gone. Preflight asks too.
 func CheckQueues(snap *Snapshot) error {
-	return checkQueues(snap, func(b bufferKind, _ int) (int, error) {
+	return checkQueues(snap, 0, func(b bufferKind, _ int) (int, error) {
 		fd, err := NewSocket(snap)
 		if err != nil {
 			return 0, err
@@ -196,12 +205,16 @@ func CheckQueues(snap *Snapshot) error {
 	})
 }
 
-// CheckQueues finds out whether this socket can hold a snapshot's queues once it is
-// disconnected, and fails with ErrBuffer if not; it changes nothing. Who restores in
-// place asks before Disconnect: a buffer that the kernel has tuned may be larger than
-// any that the user can set, and Restore leaves it so.
+// CheckQueues finds out whether this socket can hold its own queues, as they are in a
+// snapshot, once it is disconnected, and fails with ErrBuffer if not; it changes
+// nothing. Who restores in place asks before Disconnect: a buffer that the kernel has
+// tuned may be larger than any that the user can set, and Restore leaves it so.
 func (s *Socket) CheckQueues(snap *Snapshot) error {
-	return checkQueues(snap, func(b bufferKind, need int) (int, error) {
+	memory, err := s.memory()
+	if err != nil {
+		return s.fail("look", err)
+	}
+	return checkQueues(snap, int(memory.sendQueue), func(b bufferKind, need int) (int, error) {
 		size, err := s.bufferSize(b)
 		if err != nil || size >= need {
 			return size, err
@@ -213,20 +226,23 @@ func (s *Socket) CheckQueues(snap *Snapshot) error {
 }
 
 // checkQueues compares what the queues need with the largest size of their buffers.
-func checkQueues(snap *Snapshot, largest func(b bufferKind, need int) (int, error)) error {
+// What the send queue takes now tells what small windows make of it.
+func checkQueues(snap *Snapshot, sendQueue int, largest func(b bufferKind, need int) (int, error)) error {
 	const anybody = 64 << 10 // bytes that any user's buffers hold
 	for _, q := range [...]struct {
-		queue  Queue
-		buffer bufferKind
-		bytes  int
-	}{{RecvQueue, recvBuffer, len(snap.RecvQueue)}, {SendQueue, sendBuffer, len(snap.SendQueue)}} {
+		queue       Queue
+		buffer      bufferKind
+		bytes, need int
+	}{
+		{RecvQueue, recvBuffer, len(snap.RecvQueue), recvQueueMemory(len(snap.RecvQueue))},
+		{SendQueue, sendBuffer, len(snap.SendQueue), max(sendQueueMemory(len(snap.SendQueue)), sendQueue)},
+	} {
 		if q.bytes <= anybody {
 			continue
 		}
-		need := queueMemory(q.bytes)
-		size, err := largest(q.buffer, need)
-		if err == nil && size < need {
-			err = fmt.Errorf("%w: %d bytes take about %d, and there are %d", ErrBuffer, q.bytes, need, size)
+		size, err := largest(q.buffer, q.need)
+		if err == nil && size < q.need {
+			err = fmt.Errorf("%w: %d bytes need about %d, and there are %d", ErrBuffer, q.bytes, q.need, size)
 		}
 		if err != nil {
 			return &OpError{Op: q.queue.String(), Local: snap.Local, Remote: snap.Remote, Err: err}

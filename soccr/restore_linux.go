@@ -304,10 +304,12 @@ func (s *Socket) fill(q Queue, data []byte) error {
 	})
 }
 
-// fillSent puts back what counts as sent, in segments of the right size: the
-// kernel counts how many are in flight.
+// fillSent puts back what counts as sent. All that is in the queue has to be in
+// segments of the right size: the kernel counts how many are in flight, and lets the
+// program fill the last one even beyond the buffer's size, which would then be more
+// with every move.
 func (s *Socket) fillSent(snap *Snapshot) error {
-	if len(s.send.sent) == 0 {
+	if len(s.send.sent)+len(s.send.unsent) == 0 {
 		return nil
 	}
 	if err := s.syncMSS(snap.Local.Addr()); err != nil {
@@ -323,7 +325,7 @@ func (s *Socket) fillSent(snap *Snapshot) error {
 func (s *Socket) writeAll(q Queue, data []byte) (int, error) {
 	if q == RecvQueue && len(data) > recvWrite {
 		size, err := s.bufferSize(recvBuffer)
-		if err == nil && size < queueMemory(len(data)) {
+		if err == nil && size < recvQueueMemory(len(data)) {
 			err = s.setBuffer(recvBuffer, size, largest)
 		}
 		if err != nil {

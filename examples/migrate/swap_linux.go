@@ -13,7 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/gosoccr/gosoccr/diag"
-
+	"github.com/gosoccr/gosoccr/soccr"
 	"github.com/gosoccr/gosoccr/soccr/netlock"
 )
 
@@ -290,8 +290,11 @@ func (s *swapper) swapOne(c *connection) error {
 			return nil
 		}
 	}
-	// If it does not get into a new socket, it goes back into the old one.
-	if err := c.paused.CheckQueues(c.snap); err != nil {
+	err := c.paused.CheckQueues(c.snap) // also because it may have to go back
+	if err == nil && s.newSocket {
+		err = soccr.CheckQueues(c.snap)
+	}
+	if err != nil {
 		s.refuse(c.socket, err)
 		return nil
 	}

@@ -47,9 +47,6 @@ func conduct(c config, log io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, k.network.close()) }()
-	if err := k.limitBuffers(); err != nil {
-		return err
-	}
 	b, boardFile, err := newBoard()
 	if err != nil {
 		return err
@@ -73,20 +70,6 @@ func conduct(c config, log io.Writer) (err error) {
 		return err
 	}
 	return k.run()
-}
-
-// limitBuffers keeps buffers from growing beyond what this user may set them to:
-// what is in them could not be put back.
-func (c *conductor) limitBuffers() error {
-	most, err := largestBuffer()
-	if err != nil || most == 0 {
-		return err
-	}
-	for _, h := range c.network.hosts {
-		err = errors.Join(err, h.Sysctl("net.ipv4.tcp_wmem", fmt.Sprint("4096 16384 ", most)),
-			h.Sysctl("net.ipv4.tcp_rmem", fmt.Sprint("4096 131072 ", most)))
-	}
-	return err
 }
 
 // dismiss ends the workers.

@@ -11,8 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/gosoccr/gosoccr/internal/host"
 )
 
@@ -105,25 +103,6 @@ func (c *config) makeOut() (err error) {
 		return err
 	}
 	return os.MkdirAll(c.out, 0o700)
-}
-
-// largestBuffer is what this user can set buffers to, in bytes of memory; 0: as he
-// likes.
-func largestBuffer() (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, os.NewSyscallError("socket", err)
-	}
-	defer unix.Close(fd)
-	const huge = 1 << 29
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, huge) == nil {
-		return 0, nil
-	}
-	if err := setInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, huge); err != nil {
-		return 0, err
-	}
-	most, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-	return most * 9 / 10, os.NewSyscallError("SO_SNDBUF", err)
 }
 
 func sortedKeys(m map[string]int64) []string { return slices.Sorted(maps.Keys(m)) }

@@ -22,13 +22,16 @@ type Host struct {
 	link *netlink.Handle
 }
 
-// New makes a host whose loopback device is up. It needs CAP_SYS_ADMIN, which
-// [Isolate] gives.
+// New makes a host whose loopback device is up, with buffers that this user can
+// restore ([LimitBuffers]). It needs CAP_SYS_ADMIN, which [Isolate] gives.
 func New() (*Host, error) {
 	h := &Host{ns: netns.None()}
 	err := onOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare network namespace: %w", err)
+		}
+		if err := LimitBuffers(); err != nil {
+			return err
 		}
 		ns, err := netns.Get()
 		if err != nil {

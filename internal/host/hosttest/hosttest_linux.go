@@ -1,6 +1,7 @@
 package hosttest
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -22,7 +23,7 @@ func Main(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-	} else if err := loopbackUp(); err != nil {
+	} else if err := errors.Join(loopbackUp(), host.LimitBuffers()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
