@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -306,8 +307,8 @@ func (c *clientHost) end(pids []int) (asked int64) {
 	for _, client := range c.clients {
 		asked += client.asked.Load()
 		slowest[client.kind] = max(slowest[client.kind], client.slowest)
-		if dialed := client.dialed.Load(); dialed != 1 && !client.transport.DisableKeepAlives {
-			c.t.Errorf("a client of %s has made %d connections", client.kind, dialed)
+		if ended := client.ended.Load(); ended > 0 && !client.transport.DisableKeepAlives {
+			c.t.Errorf("of a client of %s %d connections were ended, the last by: %v", client.kind, ended, client.endedBy.Load())
 		}
 		if got := slices.Sorted(maps.Keys(client.processes)); !slices.Equal(got, want) {
 			c.t.Errorf("a client of %s was answered by %v, want %v", client.kind, got, want)
@@ -324,8 +325,14 @@ type httpClient struct {
 	transport *http.Transport
 	workers   int
 
-	dialed, asked atomic.Int64
-	slowest       time.Duration
+	asked   atomic.Int64
+	slowest time.Duration
+
+	// ended are the connections that the server has ended, or the network. The client
+	// may end one itself, where it has had an answer long before it knows that all of
+	// the request is written (http.Transport waits 50 ms).
+	ended   atomic.Int64
+	endedBy atomic.Value
 
 	mu        sync.Mutex
 	processes map[string]int // which have answered
@@ -350,18 +357,34 @@ func (c *clientHost) httpClients() (all []*httpClient) {
 			client.transport = &http.Transport{
 				Protocols: protocols, DisableKeepAlives: kind.closes, DisableCompression: true,
 				DialContext: func(_ context.Context, network, addr string) (conn net.Conn, err error) {
-					client.dialed.Add(1)
 					err = c.host.Do(func() error {
 						conn, err = net.DialTimeout(network, addr, 10*time.Second)
 						return err
 					})
-					return conn, err
+					return keptConn{conn, client}, err
 				},
 			}
 			all = append(all, client)
 		}
 	}
 	return all
+}
+
+// A keptConn tells its client when somebody else ends it.
+type keptConn struct {
+	net.Conn
+	client *httpClient
+}
+
+func (k keptConn) Read(b []byte) (int, error)  { return k.tell(k.Conn.Read(b)) }
+func (k keptConn) Write(b []byte) (int, error) { return k.tell(k.Conn.Write(b)) }
+
+func (k keptConn) tell(n int, err error) (int, error) {
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		k.client.ended.Add(1)
+		k.client.endedBy.Store(err.Error())
+	}
+	return n, err
 }
 
 // run asks until stop is closed.
