@@ -79,7 +79,8 @@
 //
 // # Lifetime
 //
-// A lock never outlives its owner. Its table belongs to a netlink socket of the
+// A lock never outlives its owner, unless its owner has an heir ([Lock.SyscallConn]),
+// and its timeout in no case. Its table belongs to a netlink socket of the
 // process that made it, and the kernel removes it when that socket closes, be it
 // because the process was killed. Nobody else can change such a table: "nft flush
 // ruleset" leaves it alone. This takes Linux 5.12. On older kernels a killed

@@ -143,6 +143,28 @@ func TestKilledOwner(t *testing.T) {
 	}
 }
 
+// A killed owner's lock holds as long as somebody else has its socket.
+func TestHeirOfKilledOwner(t *testing.T) {
+	t.Parallel()
+	a, _, c, other := pair(t)
+	l, err := New(WithNetNS(a.FD()))
+	must(t, err)
+	must(t, l.Add(c.Flow))
+	raw, err := l.SyscallConn()
+	must(t, err)
+	heir, failure := -1, error(nil)
+	must(t, raw.Control(func(fd uintptr) { heir, failure = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }))
+	must(t, failure)
+	must(t, l.table.conn.Close()) // as its end would
+	c.wantLocked(other)
+	must(t, unix.Close(heir))
+	if got := tables(t, a); len(got) != 0 {
+		t.Errorf("tables %v are left", got)
+	}
+	c.wantFree()
+	_ = l.Close() // there is nothing left to close
+}
+
 // On kernels where tables have no owners, the lock ends within its timeout, and
 // its table is removed by the next lock.
 func TestKilledOwnerOfOldKernel(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -289,6 +290,14 @@ func (l *Lock) Close() error {
 	}
 	return opError("close", err)
 }
+
+// SyscallConn gives access to the lock's netlink socket, to duplicate its descriptor.
+// The table is that of the socket (Linux 5.12): where another process holds a
+// duplicate, as it gets by SCM_RIGHTS, what is locked stays so when the owner is
+// killed, until the duplicate is closed or the timeout is over. So somebody is left who
+// can put things right before the peer's packets find out. Nothing else must be done
+// with the socket.
+func (l *Lock) SyscallConn() (syscall.RawConn, error) { return l.table.raw, nil }
 
 // usable says why the lock is not. l.mu is held.
 func (l *Lock) usable() error {

@@ -5,6 +5,7 @@ package netlock
 import (
 	"errors"
 	"net/netip"
+	"syscall"
 )
 
 // A Lock needs Linux.
@@ -68,6 +69,11 @@ func (*Lock) TrackInjected() (undo func() error, err error) {
 
 // TracksInjected needs Linux.
 func (*Lock) TracksInjected() bool { return false }
+
+// SyscallConn needs Linux.
+func (*Lock) SyscallConn() (syscall.RawConn, error) {
+	return nil, opError("access", errors.ErrUnsupported)
+}
 
 // Close has nothing to do.
 func (*Lock) Close() error { return nil }
