@@ -26,6 +26,7 @@ type worker struct {
 	lock    *netlock.Lock // or nil
 	tap     *soccr.Tap    // or nil
 	ns      *os.File      // the program's network namespace
+	journal *journal
 
 	// outside are the processes that hold a socket of the program and do not belong
 	// to it, by inode: 0 for the sockets that only the program holds.
@@ -42,8 +43,8 @@ const (
 )
 
 // newWorker prepares all that can be while the program still runs.
-func newWorker(pid int, flags stopFlags, how string) (_ *worker, err error) {
-	w := &worker{pid: pid, limit: flags.limit, freezer: proc.NewFreezer(), thief: proc.NewThief(), callable: map[int]bool{}}
+func newWorker(pid int, flags stopFlags, how string, j *journal) (_ *worker, err error) {
+	w := &worker{journal: j, pid: pid, limit: flags.limit, freezer: proc.NewFreezer(), thief: proc.NewThief(), callable: map[int]bool{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
@@ -82,7 +83,7 @@ func (w *worker) makeLock(with func(...netlock.Option) (*netlock.Lock, error), t
 	if w.lock, err = with(options...); err != nil {
 		return fmt.Errorf("in the network namespace of process %d: %w", w.pid, err)
 	}
-	return nil
+	return w.journal.share(w.lock)
 }
 
 func (w *worker) close() error {
@@ -276,18 +277,23 @@ func (w *worker) forget(flows []netlock.Flow) {
 	}
 }
 
-// save pauses a connection and reads it. If it fails, the connection is as it was.
-func (c *connection) save() (err error) {
+// readPaused reads a paused connection.
+func readPaused(s *soccr.Socket) (snap *soccr.Snapshot, err error) {
 	const attempts = 5 // packets that were past the lock when it closed may still arrive
-	if c.paused, err = soccr.Pause(c.fd); err != nil {
-		return err
-	}
 	for range attempts {
-		if c.snap, err = c.paused.Save(); !errors.Is(err, soccr.ErrChanged) {
+		if snap, err = s.Save(); !errors.Is(err, soccr.ErrChanged) {
 			break
 		}
 	}
-	if err != nil {
+	return snap, err
+}
+
+// save pauses a connection and reads it. If it fails, the connection is as it was.
+func (c *connection) save() (err error) {
+	if c.paused, err = soccr.Pause(c.fd); err != nil {
+		return err
+	}
+	if c.snap, err = readPaused(c.paused); err != nil {
 		return errors.Join(err, c.paused.Resume())
 	}
 	return nil
@@ -310,7 +316,10 @@ func (c *connection) rebuild(w *worker) error {
 
 // options are those with which connections are put back.
 func (w *worker) options() []soccr.Option {
-	options := []soccr.Option{soccr.WithLock(w.lock)}
+	var options []soccr.Option
+	if w.lock != nil {
+		options = append(options, soccr.WithLock(w.lock))
+	}
 	if w.tap != nil {
 		options = append(options, soccr.WithTap(w.tap))
 	}

@@ -49,7 +49,12 @@ connections, which have moved into the image: it reads their end.
 
 If anything fails, and until the image is written as a whole, all can be undone, and
 is: the program goes on as it was. That holds if migrate is killed, too: a guard, a
-process of its own, does the work.
+process of its own, does the work. Should the guard be killed, migrate puts right what
+it has left: either the program goes on, or, once the image is there as a whole, it
+is killed, and migrate itself keeps the connections locked for --lock-timeout. What
+the program can notice of that tells "migrate swap -h". Of an image that goes into a
+pipe nobody knows whether all of it has arrived when the guard is killed before it has
+noted that: then the program goes on, and the image must not be restored.
 
 Only sockets are saved, and not the program: its memory, and what it has read, are
 gone. Sockets of other families are left out; a TCP or UDP socket that cannot be moved
@@ -68,7 +73,8 @@ del 10.0.0.5/24 dev eth0" here, and there "ip address add", and arping -U or nds
 The image is a file in DIR, for its owner only. It is as secret as the connections.
 
 Exit status: 0 all is saved; 1 nothing was done, the program goes on as it was; 2 the
-command line is wrong; 130 interrupted, and the program goes on as it was.`,
+command line is wrong; 4 the guard was killed, and what it has left was put right (3
+if not all could be); 130 interrupted, and the program goes on as it was.`,
 		Example: `  migrate dump -t 1234 -D /var/tmp/image
   migrate dump -t 1234 -D image --leave-running && migrate show -D image
   migrate dump -t 1234 -D - --hold-address 10.0.0.5/24@eth0 |
@@ -91,7 +97,10 @@ command line is wrong; 130 interrupted, and the program goes on as it was.`,
 			if config.give, err = parsePlaces(config.holdAddress); err != nil {
 				return usageError(err)
 			}
-			return guarded(func(ctx context.Context) error { return dump(ctx, config, stdout, stderr) })
+			return guarded(guardedWork{
+				do:   func(ctx context.Context, j *journal) error { return dump(ctx, config, j, stdout, stderr) },
+				mend: mender{target: config.pid, flags: config.stopFlags, how: config.networkLock, dumping: &config}.prepared(),
+			})
 		},
 	}
 	flags := c.Flags()
@@ -137,8 +146,8 @@ type dumper struct {
 	unkeep      chan os.Signal // that nobody need keep the connections locked
 }
 
-func dump(ctx context.Context, config dumpConfig, stdout, stderr *os.File) (err error) {
-	w, err := newWorker(config.pid, config.stopFlags, config.networkLock)
+func dump(ctx context.Context, config dumpConfig, j *journal, stdout, stderr *os.File) (err error) {
+	w, err := newWorker(config.pid, config.stopFlags, config.networkLock, j)
 	if err != nil {
 		return failed(err)
 	}
@@ -219,6 +228,9 @@ func (d *dumper) dumpStopped(ctx context.Context, program *stoppedProgram) (lock
 	if err != nil {
 		return locked, err
 	}
+	if err := d.journal.note(untouched(d.connections, actEnd)...); err != nil {
+		return locked, err
+	}
 	defer d.forget(d.flows)
 	locked = time.Now()
 	if err := d.lockAll(listeners); err != nil {
@@ -264,7 +276,16 @@ func (d *dumper) dumpStopped(ctx context.Context, program *stoppedProgram) (lock
 	if ctx.Err() != nil {
 		return locked, errors.New("interrupted; the program goes on as it was")
 	}
-	if err := onHost(d.ns, func(h *host.Host) error { return give(h, d.config.give) }); err != nil {
+	if d.config.leaveClosed {
+		notes := untouched(d.connections, actClose)
+		for i, c := range d.connections {
+			notes[i].kept = c.snap
+		}
+		if err := d.journal.note(notes...); err != nil {
+			return locked, err
+		}
+	}
+	if err := errors.Join(d.journal.addresses(), onHost(d.ns, func(h *host.Host) error { return give(h, d.config.give) })); err != nil {
 		return locked, err
 	}
 	d.given = true
@@ -347,13 +368,24 @@ func (d *dumper) add(s image.Socket, from *socket) {
 func (d *dumper) write() (err error) {
 	if d.config.dir == pipeDir {
 		d.result.Image, err = d.image.WriteStream(d.stdout)
+		if err == nil {
+			err = d.committed("")
+		}
 	} else {
-		d.result.Image, err = d.image.Save(d.config.dir)
+		d.result.Image, err = d.image.Save(d.config.dir, d.committed)
 	}
 	if err != nil {
 		return fmt.Errorf("write the image: %w", err)
 	}
 	return nil
+}
+
+// committed notes that there is no way back once a file is not there any more.
+func (d *dumper) committed(file string) error {
+	if d.config.leaveRunning {
+		return nil
+	}
+	return d.journal.commit(file)
 }
 
 // undo lets the connections go on as they were.
@@ -391,7 +423,12 @@ func (d *dumper) end(program *stoppedProgram) error {
 	if d.config.leaveClosed {
 		return failure
 	}
-	for _, pid := range slices.Backward(program.pids) {
+	return errors.Join(failure, kill(program.pids))
+}
+
+// kill kills processes, children first.
+func kill(pids []int) (failure error) {
+	for _, pid := range slices.Backward(pids) {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			failure = errors.Join(failure, os.NewSyscallError("kill", err))
 		}

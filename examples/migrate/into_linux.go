@@ -22,8 +22,8 @@ type runningProgram struct {
 	replaced []replacement     // its sockets that others have replaced
 }
 
-func newRunningProgram(config restoreConfig) (*runningProgram, error) {
-	w, err := newWorker(config.pid, config.stopFlags, lockNothing)
+func newRunningProgram(config restoreConfig, j *journal) (*runningProgram, error) {
+	w, err := newWorker(config.pid, config.stopFlags, lockNothing, j)
 	if err != nil {
 		return nil, err
 	}
@@ -47,11 +47,14 @@ func (p *runningProgram) settle(sockets []*restoredSocket) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := p.journal.free(set); err != nil {
+		return err
+	}
 	if err := p.stopped.replace(replaced); err != nil {
 		return err
 	}
 	p.replaced = replaced
-	done, err := p.stopped.frozen.SetDescriptors(p.thief, p.pid, set)
+	done, err := p.stopped.set(p.pid, set)
 	p.set = set[:done]
 	return err
 }
@@ -131,7 +134,7 @@ func (p *runningProgram) abandon() error {
 	for i := range p.set {
 		p.set[i].FD = -1
 	}
-	_, closing := p.stopped.frozen.SetDescriptors(p.thief, p.pid, p.set)
+	_, closing := p.stopped.set(p.pid, p.set)
 	_, thawing := p.start()
 	return errors.Join(err, closing, thawing)
 }

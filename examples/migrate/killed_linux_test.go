@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -31,9 +32,11 @@ type stepped struct {
 	last, stops int
 
 	// guard is whether it is the program's first child that this happens to. It must
-	// have none itself.
-	guard  bool
-	victim int
+	// have none itself. What it does before it begins to trace does not count.
+	guard, traces bool
+	victim        int
+
+	code int // the program's exit status
 }
 
 // run starts a program, and sees it end. Children of the program are left alone.
@@ -74,6 +77,9 @@ func (s *stepped) run(t *testing.T, cmd *exec.Cmd) {
 				continue
 			case err != nil || status.Exited() || status.Signaled():
 				delete(threads, tid)
+				if tid == pid && err == nil {
+					s.code = status.ExitStatus()
+				}
 			default:
 				s.stopped(t, tid, status, threads)
 			}
@@ -81,24 +87,38 @@ func (s *stepped) run(t *testing.T, cmd *exec.Cmd) {
 		}
 		if idle > 100 { // it waits for something
 			time.Sleep(20 * time.Microsecond)
-			s.findBorn(threads)
+			findBorn(pid, threads)
+			findBorn(s.victim, threads)
 		}
 	}
 	_ = cmd.Wait() // that it is gone is known; its output is awaited
 }
 
-// findBorn finds threads of the one that was killed whose birth was not heard of any
-// more: a process is there until its tracer has heard of the end of each.
-func (s *stepped) findBorn(threads map[int]int) {
-	if s.stops < s.last {
-		return
-	}
-	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", s.victim))
+// findBorn finds threads whose birth was not heard of any more, as the process was
+// killed or has ended: it is there until its tracer has heard of the end of each.
+func findBorn(pid int, threads map[int]int) {
+	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	for _, task := range tasks {
 		if tid, err := strconv.Atoi(task.Name()); err == nil {
-			threads[tid] = s.victim
+			threads[tid] = pid
 		}
 	}
+}
+
+// counts reports whether a stop of the victim's counts.
+func (s *stepped) counts(tid int) bool {
+	if s.guard && !s.traces {
+		var info struct { // struct ptrace_syscall_info
+			op         uint8
+			arch       uint32
+			ip, sp, nr uint64
+			args       [6]uint64
+		}
+		const entry = 1 // PTRACE_SYSCALL_INFO_ENTRY
+		_, _, _ = unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_GET_SYSCALL_INFO, uintptr(tid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
+		s.traces = info.op == entry && info.nr == unix.SYS_PTRACE
+	}
+	return !s.guard || s.traces
 }
 
 // stopped lets a thread go on, or kills it with all others.
@@ -108,7 +128,7 @@ func (s *stepped) stopped(t *testing.T, tid int, status unix.WaitStatus, threads
 	signal := status.StopSignal()
 	switch {
 	case signal == inCall:
-		if threads[tid] == s.victim {
+		if threads[tid] == s.victim && s.counts(tid) {
 			s.stops++
 		}
 		if threads[tid] == s.victim && s.stops == s.last {
@@ -143,15 +163,18 @@ func killedAtStages(t *testing.T, guard bool, try func(s *stepped)) {
 	t.Helper()
 	whole := stepped{last: math.MaxInt, guard: guard}
 	try(&whole)
-	kills := 0
-	for i := range *stages {
-		s := stepped{guard: guard, last: 1 + (2*i+1)*whole.stops/(2**stages)}
+	kills, all := 0, *stages
+	if guard { // there are two programs to trace
+		all = max(all*2/3, 1)
+	}
+	for i := range all {
+		s := stepped{guard: guard, last: 1 + (2*i+1)*whole.stops/(2*all)}
 		try(&s)
 		if s.stops == s.last {
 			kills++
 		}
 	}
-	t.Logf("killed %d times of %d, in %d entries and exits of system calls", kills, *stages, whole.stops)
+	t.Logf("killed %d times of %d, in %d entries and exits of system calls", kills, all, whole.stops)
 	if kills == 0 {
 		t.Error("it was never killed")
 	}
@@ -191,36 +214,6 @@ func (s *stepped) dump(t *testing.T, pid int) (img []byte, said string) {
 		t.Fatal(err)
 	}
 	return img, output.String()
-}
-
-// Wherever dump's guard is killed itself, which leaves the program with paused sockets,
-// no half of an image is taken for the whole, and nobody traces the program.
-func TestDumpGuardKilledAtStages(t *testing.T) {
-	hosttest.Need(t)
-	t.Parallel()
-	images := 0
-	killedAtStages(t, true, func(s *stepped) {
-		e := startEcho(t, "threads", "127.0.0.1:0")
-		c := dialEcho(t, e)
-		img, said := s.dump(t, e.pid)
-		if tracer := tracerOf(e.pid); tracer != "0" && tracer != "" {
-			t.Fatalf("at stop %d: process %s traces it; %s", s.last, tracer, said)
-		}
-		// Its end is silent: its sockets are gone or paused, or there is no image. If
-		// they are paused, it may have complained.
-		_ = unix.Kill(-e.pid, unix.SIGKILL)
-		_ = e.command.Wait()
-		e.stderr = &lockedBuffer{}
-		if img == nil {
-			return
-		}
-		images++
-		revive(t, img)
-		if err := exchange(c); err != nil {
-			t.Fatalf("at stop %d: %v; %s", s.last, err, said)
-		}
-	})
-	t.Logf("%d images were there", images)
 }
 
 // Wherever restore is killed, either the sockets are in the new program, or they can be

@@ -24,6 +24,7 @@ const (
 	statusFailed      = 1   // it could not be done; everything is as it was
 	statusUsage       = 2   // the command line is wrong
 	statusPartly      = 3   // some of it could not be done
+	statusMended      = 4   // the guard was killed, and what it had left undone is put right
 	statusInterrupted = 130 // as shells report ^C
 )
 
@@ -59,8 +60,9 @@ of the program's network namespace, and the right to trace the program; "migrate
 check" tells what is there.
 
 Exit status: 0 all went well; 1 it could not be done, and everything is as it was;
-2 the command line is wrong; 3 some of it could not be done; 130 interrupted. That of
-"migrate restore -- PROGRAM" is the program's own, once it runs.`
+2 the command line is wrong; 3 some of it could not be done; 4 a guard was killed, and
+what it has left was put right; 130 interrupted. That of "migrate restore -- PROGRAM"
+is the program's own, once it runs.`
 
 func main() {
 	if len(os.Args) > 2 && os.Args[1] == inheritRole {

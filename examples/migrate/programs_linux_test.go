@@ -53,6 +53,9 @@ var echoes = map[string]func() error{
 	"heir":    heir,
 	"stuffed": stuffed,
 
+	"stubborn": stubborn,
+	"lodger":   lodger,
+
 	"vacant":    vacant,
 	"patient":   patient,
 	"datagrams": datagrams,
@@ -151,6 +154,48 @@ func echoBlocking(fd int) error {
 				return fmt.Errorf("send: %w", err)
 			}
 			rest = rest[sent:]
+		}
+	}
+}
+
+// stubborn is threads, but tries again whatever goes wrong.
+func stubborn() error {
+	listener, err := rawListen(0)
+	if err != nil {
+		return err
+	}
+	for {
+		fd, _, err := unix.Accept(listener)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("accept: %w", err)
+		}
+		go echoStubbornly(fd)
+	}
+}
+
+func echoStubbornly(fd int) {
+	runtime.LockOSThread()
+	again := func(call func() (int, error)) int {
+		for {
+			n, err := call()
+			if err == nil {
+				return n
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+	}
+	b := make([]byte, echoBuffer)
+	for {
+		n := again(func() (int, error) { return unix.Read(fd, b) })
+		if n == 0 {
+			_ = unix.Close(fd)
+			return
+		}
+		for rest := b[:n]; len(rest) > 0; {
+			rest = rest[again(func() (int, error) { return unix.SendmsgN(fd, rest, nil, nil, unix.MSG_NOSIGNAL) }):]
 		}
 	}
 }
@@ -446,7 +491,21 @@ func vacant() error {
 	}
 }
 
-// patient waits for edges of a connection, and goes on waiting when that ends.
+// lodger is vacant, but tries again whatever goes wrong.
+func lodger() error {
+	if _, err := rawListen(0); err != nil {
+		return err
+	}
+	for {
+		if _, err := unix.Getpeername(vacancy); err == nil {
+			echoStubbornly(vacancy)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// patient waits for edges of a connection, and goes on waiting when that ends; and
+// when it must not read or write (EPERM).
 func patient() error {
 	listener, err := rawListen(0)
 	if err != nil {
@@ -465,18 +524,20 @@ func patient() error {
 	}
 	runtime.LockOSThread()
 	for events := make([]unix.EpollEvent, 1); ; {
-		if _, err := unix.EpollWait(ep, events, -1); err != nil {
+		if _, err := unix.EpollWait(ep, events, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("epoll_wait: %w", err)
 		}
 		for b := make([]byte, echoBuffer); ; {
 			n, err := unix.Read(fd, b)
-			if n == 0 || errors.Is(err, unix.EAGAIN) {
+			if n == 0 || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOTCONN) {
 				break
 			}
 			if err == nil {
 				_, err = unix.Write(fd, b[:n])
 			}
-			if err != nil {
+			if errors.Is(err, unix.EPERM) {
+				time.Sleep(100 * time.Microsecond)
+			} else if err != nil {
 				return err
 			}
 		}

@@ -14,6 +14,7 @@ import (
 // A freshSocket is a new one, for a connection that was in another one.
 type freshSocket struct {
 	fd     int
+	cookie uint64
 	paused *soccr.Socket
 }
 
@@ -26,7 +27,13 @@ func (w *worker) renewOne(c *connection) (_ *freshSocket, err error) {
 	}); err != nil {
 		return nil, err
 	}
-	if f.paused, err = soccr.Pause(f.fd); err == nil {
+	if f.cookie, err = unix.GetsockoptUint64(f.fd, unix.SOL_SOCKET, unix.SO_COOKIE); err == nil {
+		err = w.journal.note(note{cookie: f.cookie, instead: c.Cookie, first: actRestore, then: actFinish})
+	}
+	if err == nil {
+		f.paused, err = soccr.Pause(f.fd)
+	}
+	if err == nil {
 		err = f.paused.Restore(c.snap, w.options()...)
 	}
 	if err != nil {
@@ -97,10 +104,6 @@ func (s *swapper) backOut(c *connection) error {
 // isNow remembers the new socket by what the old one was known by.
 func (s *swapper) isNow(c *connection) error {
 	s.swapped(c)
-	cookie, err := unix.GetsockoptUint64(c.fresh.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	if err != nil {
-		return err
-	}
 	var stat unix.Stat_t
 	if err := unix.Fstat(c.fresh.fd, &stat); err != nil {
 		return err
@@ -108,7 +111,7 @@ func (s *swapper) isNow(c *connection) error {
 	s.outside[uint32(stat.Ino)] = 0
 	if acknowledged, ok := s.last[c.Cookie]; ok {
 		delete(s.last, c.Cookie)
-		s.last[cookie] = acknowledged
+		s.last[c.fresh.cookie] = acknowledged
 	}
 	return nil
 }
@@ -154,9 +157,9 @@ func (s *stoppedProgram) setDescriptors(list []replacement) error {
 	}
 	var undo []func() error
 	for pid, both := range byProcess {
-		done, err := s.frozen.SetDescriptors(s.worker.thief, pid, both[0])
+		done, err := s.set(pid, both[0])
 		undo = append(undo, func() error {
-			_, err := s.frozen.SetDescriptors(s.worker.thief, pid, both[1][:done])
+			_, err := s.set(pid, both[1][:done])
 			return err
 		})
 		if err != nil {
@@ -169,11 +172,21 @@ func (s *stoppedProgram) setDescriptors(list []replacement) error {
 	return nil
 }
 
+// set gives a process descriptors, and notes that it is being made to make system calls.
+func (s *stoppedProgram) set(pid int, descriptors []proc.Descriptor) (done int, err error) {
+	if err := s.worker.journal.calling(pid); err != nil {
+		return 0, err
+	}
+	done, err = s.frozen.SetDescriptors(s.worker.thief, pid, descriptors)
+	return done, errors.Join(err, s.worker.journal.calling(0))
+}
+
 // registrations finds those of sockets that are to be replaced. The caller closes the
 // descriptors that come with them.
 func (s *stoppedProgram) registrations(list []replacement) (changes []proc.Change, closing []int, err error) {
 	type file struct{ inode, device uint64 }
 	watched := map[file]replacement{}
+	var noted []registered
 	for _, r := range list {
 		var stat unix.Stat_t
 		if err := unix.Fstat(r.old, &stat); err != nil {
@@ -202,8 +215,13 @@ func (s *stoppedProgram) registrations(list []replacement) (changes []proc.Chang
 				}
 				epolls[registration.Epoll], closing = epoll, append(closing, epoll)
 			}
+			var fresh unix.Stat_t
+			if err := unix.Fstat(r.fresh, &fresh); err != nil {
+				return nil, closing, err
+			}
+			noted = append(noted, registered{pid, registration, [2]uint64{registration.Inode, fresh.Ino}})
 			changes = append(changes, proc.Change{Registration: registration, Epoll: epoll, Old: r.old, New: r.fresh})
 		}
 	}
-	return changes, closing, nil
+	return changes, closing, s.worker.journal.epoll(noted)
 }

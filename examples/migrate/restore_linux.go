@@ -69,15 +69,18 @@ instances that watch them. What the program does with new descriptors is its own
 matter; it is not told. 32-bit programs cannot be given any.
 
 If migrate is killed, be it by kill -9, a guard, a process of its own, either undoes
-what was done or goes through with it. An image that came by a pipe and could not be
-restored is kept in a file, and restore says where.
+what was done or goes through with it. Should the guard be killed, migrate does so,
+and says which ("were restored"). What a program can notice of that tells "migrate swap
+-h". An image that came by a pipe and could not be restored is kept in a file, and
+restore says where.
 
 Addresses, ports and devices may have other names here: --map-local 10.1.0.5=10.2.0.7,
 --map-remote 10.1.0.0/16=10.2.0.0/16, --map-local 10.1.0.5:80=10.1.0.5:8080. The peer
 cannot be told; something on the way has to translate.
 
 Exit status: 0 all is restored, and with -- PROGRAM, the program's own; 1 nothing is
-restored; 2 the command line is wrong.`,
+restored; 2 the command line is wrong; 4 the guard was killed, and what it has left was
+put right (3 if not all could be).`,
 		Example: `  migrate restore -D /var/tmp/image -- ./server --fd 7
   migrate restore -D /var/tmp/image -t 1234 --fd 7=12
   migrate dump -t 1234 -D - --hold-address 10.0.0.5/24@eth0 |
@@ -106,7 +109,10 @@ restored; 2 the command line is wrong.`,
 				return usageError(err)
 			}
 			config.command = args
-			work := func(ctx context.Context) error { return restore(ctx, config, stdout, stderr) }
+			work := guardedWork{
+				do:   func(ctx context.Context, j *journal) error { return restore(ctx, config, j, stdout, stderr) },
+				mend: mender{target: config.pid, flags: config.stopFlags, how: config.networkLock, restoring: &config}.prepared(),
+			}
 			if into {
 				return guarded(work)
 			}
@@ -186,6 +192,7 @@ type restorer struct {
 	image  *image.Image
 	// original is the image as it was read, with the addresses of old.
 	original image.Image
+	journal  *journal
 	lock     *netlock.Lock // or nil
 	tap      *soccr.Tap    // or nil
 	flows    []netlock.Flow
@@ -194,12 +201,12 @@ type restorer struct {
 	result   restoreResult
 }
 
-func restore(ctx context.Context, config restoreConfig, stdout, stderr *os.File) (err error) {
-	r := &restorer{config: config, progress: newCounter(stderr, "restored")}
+func restore(ctx context.Context, config restoreConfig, j *journal, stdout, stderr *os.File) (err error) {
+	r := &restorer{config: config, journal: j, progress: newCounter(stderr, "restored")}
 	r.result.Warnings = []string{}
 	var running *runningProgram
 	if config.pid != 0 {
-		if running, err = newRunningProgram(config); err != nil {
+		if running, err = newRunningProgram(config, j); err != nil {
 			return failed(err)
 		}
 		defer func() { err = errors.Join(err, running.close()) }()
@@ -213,6 +220,11 @@ func restore(ctx context.Context, config restoreConfig, stdout, stderr *os.File)
 	}
 	if r.image, err = loadImage(config.dir); err != nil {
 		return failed(err)
+	}
+	if config.dir == pipeDir {
+		if err := j.image(r.image.WriteTo); err != nil {
+			return failed(err)
+		}
 	}
 	restore := func() error { return errors.Join(r.restore(ctx), r.close()) }
 	if running != nil {
@@ -249,11 +261,16 @@ func (r *restorer) rescue() error {
 	if r.config.dir != pipeDir {
 		return nil
 	}
+	return keepImage(&r.original)
+}
+
+// keepImage keeps an image in a new file. What it returns says where it is.
+func keepImage(img *image.Image) error {
 	dir, err := os.MkdirTemp("", "migrate-image-")
 	if err != nil {
 		return fmt.Errorf("keep the image: %w", err)
 	}
-	if _, err := r.original.Save(dir); err != nil {
+	if _, err := img.Save(dir); err != nil {
 		return fmt.Errorf("keep the image: %w", err)
 	}
 	return fmt.Errorf("the image is kept: migrate restore -D %s", dir)
@@ -290,7 +307,7 @@ func (r *restorer) restore(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = h.Close() }() // what it has done stays
-	if err := take(h, r.config.take); err != nil {
+	if err := errors.Join(r.journal.addresses(), take(h, r.config.take)); err != nil {
 		return err
 	}
 	if err := r.restoreLocked(ctx); err != nil {
@@ -312,6 +329,9 @@ func (r *restorer) restoreLocked(ctx context.Context) (err error) {
 		}
 		r.progress.count(i+1, len(r.image.Sockets))
 	}
+	if err := r.note(); err != nil {
+		return err
+	}
 	if err := r.home.settle(r.sockets); err != nil {
 		return err
 	}
@@ -322,6 +342,9 @@ func (r *restorer) restoreLocked(ctx context.Context) (err error) {
 	}()
 	if ctx.Err() != nil {
 		return errors.New("interrupted; nothing is restored")
+	}
+	if err := r.journal.commit(""); err != nil {
+		return err
 	}
 	r.endKeeper()
 	if r.lock != nil {
@@ -339,6 +362,26 @@ func (r *restorer) restoreLocked(ctx context.Context) (err error) {
 	}
 	r.result.PID, err = r.home.start()
 	return err
+}
+
+// note notes what is to be done with the sockets once the program has them.
+func (r *restorer) note() error {
+	var notes []note
+	for _, s := range r.sockets {
+		cookie, err := unix.GetsockoptUint64(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+		if err != nil {
+			return os.NewSyscallError("getsockopt(SO_COOKIE)", err)
+		}
+		n := note{cookie: cookie, first: actTakeAway, then: actNothing}
+		if s.Kind == image.Connection {
+			n.then, n.kept = actFinish, s.Connection
+			if r.config.tcpClose {
+				n.then = actClose
+			}
+		}
+		notes = append(notes, n)
+	}
+	return r.journal.note(notes...)
 }
 
 // mapAll gives the sockets their addresses of here.
@@ -369,6 +412,9 @@ func (r *restorer) mapAll() (err error) {
 func (r *restorer) lockAll() (err error) {
 	if r.config.networkLock == lockFlows {
 		if r.lock, err = netlock.New(netlock.WithTimeout(r.config.lockTimeout)); err != nil {
+			return err
+		}
+		if err := r.journal.share(r.lock); err != nil {
 			return err
 		}
 		if r.tap, err = soccr.OpenTap(); err != nil && !errors.Is(err, soccr.ErrNoPermission) {

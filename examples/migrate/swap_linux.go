@@ -55,7 +55,22 @@ cannot be moved stays as it is, too, and the summary says why.
 
 The work is done by a guard, a process of its own. If migrate is killed, be it by
 kill -9, the guard finishes the round and ends; the program is never left stopped,
-nor are connections left apart. Do not kill the guard.
+nor are connections left apart. Should the guard itself be killed, migrate puts right
+what it has left, from what the guard has noted: connections that were only paused go
+on, those that were apart are put back. That takes some milliseconds, for which the
+program runs, unless --freeze-cgroup keeps it stopped (not with --new-socket). Then
+
+  - calls on these connections may fail (EPERM, ENOTCONN, EINVAL, EPIPE), and others
+    in which it waits return EINTR. A connection that it closes for that is lost, and
+    migrate says so.
+  - what it writes into a connection that was just being read by the guard may be lost,
+    or come back to it.
+  - a process that was just being made to make a system call (--new-socket) goes on
+    with the wrong registers, and is likely to crash. Migrate says which it is.
+
+If both are killed, nobody is left to do that. Paused connections stay paused, those
+that were apart are lost, a cgroup may stay frozen. There is no command to cure this:
+what is only paused looks like what was half put back, and must not go on.
 
 What a program can notice: it was stopped for a moment; a blocking send, or a
 receive with MSG_WAITALL, returns what it had done so far; SO_RCVTIMEO and
@@ -64,7 +79,8 @@ epoll instance reports once more what is so; and what was registered with
 EPOLLONESHOT, and has fired, may fire once more when the peer resets.
 
 Exit status: 0 all connections were swapped; 3 some could not be; 1 nothing could
-be done; 130 interrupted.`,
+be done; 4 the guard was killed, and what it has left was put right (3 if not all could
+be); 130 interrupted.`,
 		Example: `  migrate swap -t 1234
   migrate swap -t 1234 --every 100ms --count 100
   migrate swap -t 1234 --new-socket`,
@@ -78,7 +94,10 @@ be done; 130 interrupted.`,
 			case config.every == 0 && !c.Flags().Changed("count"):
 				config.count = 1
 			}
-			return guarded(func(ctx context.Context) error { return swap(ctx, config, stdout, stderr) })
+			return guarded(guardedWork{
+				do:   func(ctx context.Context, j *journal) error { return swap(ctx, config, j, stdout, stderr) },
+				mend: mender{target: config.pid, flags: config.stopFlags, how: lockFlows}.prepared(),
+			})
 		},
 	}
 	flags := c.Flags()
@@ -137,8 +156,8 @@ type swapper struct {
 	refused map[uint64]bool
 }
 
-func swap(ctx context.Context, config swapConfig, stdout, stderr *os.File) error {
-	w, err := newWorker(config.pid, config.stopFlags, lockFlows)
+func swap(ctx context.Context, config swapConfig, j *journal, stdout, stderr *os.File) error {
+	w, err := newWorker(config.pid, config.stopFlags, lockFlows, j)
 	if err != nil {
 		return failed(err)
 	}
@@ -215,7 +234,7 @@ func (s *swapper) round() error {
 	frozen, thawing := program.goOn()
 	s.result.Rounds++
 	s.result.Frozen = append(s.result.Frozen, frozen.Microseconds())
-	return errors.Join(err, thawing)
+	return errors.Join(err, thawing, s.journal.clear())
 }
 
 // swapAll swaps the connections of the stopped program. Whatever fails, it leaves
@@ -245,6 +264,9 @@ func (s *swapper) swapAll(program *stoppedProgram) (err error) {
 			return err
 		}
 	}
+	if err := s.journal.note(untouched(all, actResume)...); err != nil {
+		return err
+	}
 	defer s.forget(flows)
 	if err := s.watch(flows); err != nil {
 		return err
@@ -264,7 +286,7 @@ func (s *swapper) swapAll(program *stoppedProgram) (err error) {
 	if s.newSocket {
 		err = errors.Join(err, s.renew(program, all))
 	}
-	err = errors.Join(err, s.lock.Remove(flows...))
+	err = errors.Join(err, s.journal.commit(""), s.lock.Remove(flows...))
 	s.result.Locked = append(s.result.Locked, time.Since(began).Microseconds())
 	for _, c := range all {
 		if c.paused != nil && !c.apart {
@@ -297,6 +319,9 @@ func (s *swapper) swapOne(c *connection) error {
 	if err != nil {
 		s.refuse(c.socket, err)
 		return nil
+	}
+	if err := s.journal.note(note{cookie: c.Cookie, first: actRestore, then: actFinish, kept: c.snap}); err != nil {
+		return err
 	}
 	c.apart = true
 	if err := c.paused.Disconnect(); err != nil {

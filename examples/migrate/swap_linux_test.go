@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,18 +29,22 @@ type conversation struct {
 	stop     chan struct{}
 	sent     chan error
 	received chan error
-	bytes    int64
+	bytes    atomic.Int64 // which have come back
+	ahead    int64        // how many may be on their way, if not 0
 }
 
 // converse begins one.
-func converse(t *testing.T, addr string) *conversation {
+func converse(t *testing.T, addr string) *conversation { return converseAhead(t, addr, 0) }
+
+// converseAhead begins one that does not have more bytes on their way than so many.
+func converseAhead(t *testing.T, addr string, ahead int64) *conversation {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	c := &conversation{conn: conn, stop: make(chan struct{}), sent: make(chan error, 1), received: make(chan error, 1)}
+	c := &conversation{conn: conn, ahead: ahead, stop: make(chan struct{}), sent: make(chan error, 1), received: make(chan error, 1)}
 	seed := [32]byte{byte(conn.LocalAddr().(*net.TCPAddr).Port)}
 	go func() { c.sent <- c.send(rand.NewChaCha8(seed)) }()
 	go func() { c.received <- c.receive(rand.NewChaCha8(seed)) }()
@@ -48,7 +53,10 @@ func converse(t *testing.T, addr string) *conversation {
 
 func (c *conversation) send(random io.Reader) error {
 	b := make([]byte, 20_000)
-	for {
+	for sent := int64(0); ; sent += int64(len(b)) {
+		for c.ahead > 0 && sent-c.bytes.Load() > c.ahead {
+			time.Sleep(time.Millisecond)
+		}
 		_, _ = random.Read(b)
 		if _, err := c.conn.Write(b); err != nil {
 			return err
@@ -67,9 +75,9 @@ func (c *conversation) receive(random io.Reader) error {
 		n, err := c.conn.Read(got)
 		_, _ = random.Read(want[:n])
 		if !bytes.Equal(got[:n], want[:n]) {
-			return fmt.Errorf("wrong bytes behind the first %d", c.bytes)
+			return fmt.Errorf("wrong bytes behind the first %d", c.bytes.Load())
 		}
-		c.bytes += int64(n)
+		c.bytes.Add(int64(n))
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -88,9 +96,9 @@ func (c *conversation) end(t *testing.T) {
 		t.Errorf("sending: %v", err)
 	}
 	if err := <-c.received; err != nil {
-		t.Errorf("receiving, after %d bytes: %v", c.bytes, err)
+		t.Errorf("receiving, after %d bytes: %v", c.bytes.Load(), err)
 	}
-	if c.bytes == 0 {
+	if c.bytes.Load() == 0 {
 		t.Error("nothing came back")
 	}
 }

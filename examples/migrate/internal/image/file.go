@@ -14,8 +14,10 @@ const Name = "sockets.img"
 
 // Save writes an image into a directory, which is made if it is not there. The file
 // is for its owner only, and is there as a whole or not at all, even if the machine
-// fails. One that is there already is replaced.
-func (i *Image) Save(dir string) (size int64, err error) {
+// fails. One that is there already is replaced. Until the image is there, it is in a
+// file of another name, which is told to each of whole when all is written: from then on
+// that this file is not there any more says that the image is.
+func (i *Image) Save(dir string, whole ...func(file string) error) (size int64, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return 0, err
 	}
@@ -29,7 +31,13 @@ func (i *Image) Save(dir string) (size int64, err error) {
 		}
 	}()
 	size, err = writeBuffered(i, file)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+	err = errors.Join(err, file.Sync(), file.Close())
+	for _, tell := range whole {
+		if err == nil {
+			err = tell(file.Name())
+		}
+	}
+	if err != nil {
 		return 0, err
 	}
 	if err := os.Rename(file.Name(), filepath.Join(dir, Name)); err != nil {

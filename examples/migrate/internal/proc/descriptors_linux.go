@@ -35,7 +35,7 @@ func (z *Frozen) SetDescriptors(thief *Thief, pid int, descriptors []Descriptor)
 		if err != nil {
 			return err
 		}
-		if err := r.enter(); err != nil {
+		if err := r.enter(z); err != nil {
 			return errors.Join(err, r.leave())
 		}
 		defer func() {

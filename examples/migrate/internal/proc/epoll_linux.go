@@ -60,7 +60,7 @@ func Registrations(pid int) (all []Registration, err error) {
 }
 
 // A Change is that of a registration, from one file to another. Descriptors are this
-// program's.
+// program's. If Old is -1, it is made and was not there.
 type Change struct {
 	Registration
 	Epoll, Old, New int
@@ -102,7 +102,7 @@ func register(changes []Change) (done int, err error) {
 	moved := map[int]int{}
 	for _, c := range changes {
 		for _, fd := range []int{c.Epoll, c.Old, c.New} {
-			if _, ok := moved[fd]; ok {
+			if _, ok := moved[fd]; ok || fd < 0 {
 				continue
 			}
 			if moved[fd], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, highest+1); err != nil {
@@ -110,6 +110,7 @@ func register(changes []Change) (done int, err error) {
 			}
 		}
 	}
+	moved[-1] = -1
 	for _, c := range changes {
 		c.Epoll, c.Old, c.New = moved[c.Epoll], moved[c.Old], moved[c.New]
 		if err := c.make(); err != nil {
@@ -122,24 +123,28 @@ func register(changes []Change) (done int, err error) {
 
 // make makes one change.
 func (c *Change) make() error {
-	if err := unix.Dup3(c.Old, c.Number, unix.O_CLOEXEC); err != nil {
+	if c.Old >= 0 {
+		err := c.control(unix.EPOLL_CTL_DEL, c.Old)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	err := c.control(unix.EPOLL_CTL_ADD, c.New)
+	if err != nil && c.Old >= 0 { // back to the old one
+		err = errors.Join(err, c.control(unix.EPOLL_CTL_ADD, c.Old))
+	}
+	return err
+}
+
+// control calls epoll_ctl(2), with the number standing for a file meanwhile.
+func (c *Change) control(op, fd int) error {
+	if err := unix.Dup3(fd, c.Number, unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("dup3", err)
 	}
 	defer unix.Close(c.Number)
-	err := unix.EpollCtl(c.Epoll, unix.EPOLL_CTL_DEL, c.Number, nil)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if err != nil {
-		return os.NewSyscallError("epoll_ctl(EPOLL_CTL_DEL)", err)
-	}
-	if err := unix.Dup3(c.New, c.Number, unix.O_CLOEXEC); err != nil {
-		return os.NewSyscallError("dup3", err)
-	}
 	event := unix.EpollEvent{Events: c.Events, Fd: int32(uint32(c.Data)), Pad: int32(uint32(c.Data >> 32))}
-	err = os.NewSyscallError("epoll_ctl(EPOLL_CTL_ADD)", unix.EpollCtl(c.Epoll, unix.EPOLL_CTL_ADD, c.Number, &event))
-	if err != nil { // back to the old one
-		err = errors.Join(err, unix.Dup3(c.Old, c.Number, unix.O_CLOEXEC), unix.EpollCtl(c.Epoll, unix.EPOLL_CTL_ADD, c.Number, &event))
-	}
-	return err
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(c.Epoll, op, c.Number, &event))
 }

@@ -24,7 +24,10 @@ var (
 // has for itself. Its methods must not be called concurrently.
 type Freezer struct {
 	// Cgroup, if it is not empty, is the directory of a cgroup (v2) whose freezer stops
-	// the programs first: all at once, and with them the others that are in it.
+	// Cgroup, if it is not empty, is the directory of a cgroup (v2) whose freezer stops
+	// the programs first: all at once, and with them the others that are in it. They
+	// stay frozen until they are let go, even if this program is killed, or until one is
+	// made to make system calls.
 	Cgroup string
 
 	calls chan func()
@@ -102,10 +105,6 @@ func (f *Freezer) Freeze(root int, limit time.Duration) (*Frozen, error) {
 		err := z.freezeCgroup(root, deadline)
 		if err == nil {
 			err = z.freeze(root, deadline)
-		}
-		if err == nil {
-			// Being traced they stay where they are, and frozen they could make no calls.
-			err = z.cgroup.set(false)
 		}
 		if err != nil {
 			err = errors.Join(err, z.thaw())

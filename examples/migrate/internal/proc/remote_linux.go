@@ -146,7 +146,11 @@ func (r *remote) find(pid int) error {
 }
 
 // enter makes a remote ready for calls. Whoever calls it calls leave, too.
-func (r *remote) enter() error {
+func (r *remote) enter(z *Frozen) error {
+	// Being traced they stay where they are, and frozen they could make no calls.
+	if err := z.cgroup.set(false); err != nil {
+		return err
+	}
 	tid := r.thread.tid
 	options := unix.PTRACE_O_TRACESYSGOOD
 	if statusNumber(r.thread.pid, "Seccomp") != 0 {

@@ -1,0 +1,512 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gosoccr/gosoccr/diag"
+	"github.com/gosoccr/gosoccr/examples/migrate/internal/image"
+	"github.com/gosoccr/gosoccr/examples/migrate/internal/proc"
+	"github.com/gosoccr/gosoccr/internal/host"
+	"github.com/gosoccr/gosoccr/soccr"
+	"github.com/gosoccr/gosoccr/soccr/netlock"
+)
+
+// An action is what is to be done with a socket when the guard was killed.
+type action byte
+
+const (
+	actNothing  action = iota
+	actResume          // it is paused at most
+	actRestore         // the connection is in the snapshot, and nothing was heard of the peer since
+	actFinish          // some of the connection is only in the snapshot
+	actClose           // it is to be left with what a closed connection leaves
+	actEnd             // it is to be forgotten, silently
+	actTakeAway        // it is new, and the program is not to have it
+)
+
+// actions: what each is called when it is done, whether the flow is locked meanwhile,
+// and what it is.
+var actions = map[action]struct {
+	done   string
+	locked bool
+	do     func(*mending, *unfinished) error
+}{
+	actResume:   {"went on as they were", false, (*mending).resume},
+	actRestore:  {"were restored", true, (*mending).restore},
+	actFinish:   {"were restored", true, (*mending).restore},
+	actClose:    {"were closed", true, (*mending).close},
+	actEnd:      {"are in the image only", false, (*mending).end},
+	actTakeAway: {"were taken away again", false, (*mending).takeAway},
+}
+
+// A mender puts right what a guard has left that was killed, on behalf of the program
+// that was started.
+type mender struct {
+	target    int
+	flags     stopFlags
+	how       string // connections are locked
+	dumping   *dumpConfig
+	restoring *restoreConfig
+
+	began  uint64 // when the process did
+	cgroup []byte // its freezer's state, before the guard began
+}
+
+// prepared is the function that does it.
+func (m mender) prepared() func(*remains) error {
+	m.began, _ = proc.StartTime(m.target) // 0 of none, which is found out later
+	if m.flags.cgroup != "" {
+		m.cgroup, _ = os.ReadFile(m.freezeFile()) // as above
+	}
+	return m.mend
+}
+
+func (m *mender) freezeFile() string { return filepath.Join(m.flags.cgroup, "cgroup.freeze") }
+
+// A mending is one time that this happens.
+type mending struct {
+	*mender
+	*worker
+	left    *remains
+	program *stoppedProgram
+	todo    []*unfinished
+	done    map[string]int
+	failed  []error
+}
+
+// An unfinished socket is one of the program of which the journal says something.
+type unfinished struct {
+	note
+	act    action
+	spoilt bool // it cannot be saved
+	*connection
+}
+
+// mend says what it has done, by a failure.
+func (m mender) mend(left *remains) error {
+	w := &mending{mender: &m, left: left, done: map[string]int{}}
+	w.fail(w.all())
+	keeps := w.ends() && m.how != lockNothing && !m.dumping.tcpClose
+	if !keeps {
+		w.unlock()
+	}
+	status, says := statusMended, w.report()
+	if len(w.failed) > 0 {
+		status, says = statusPartly, errors.Join(append([]error{says}, w.failed...)...)
+	}
+	if keeps {
+		fmt.Fprintln(os.Stderr, "migrate: the guard was killed when all was saved; the connections stay locked for", m.flags.lockTimeout)
+		time.Sleep(m.flags.lockTimeout)
+	}
+	return &failure{status, says}
+}
+
+func (m *mending) fail(err error) {
+	if err != nil {
+		m.failed = append(m.failed, err)
+	}
+}
+
+// unlock gives up the dead guard's locks.
+func (m *mending) unlock() {
+	for _, fd := range m.left.locks {
+		_ = unix.Close(fd) // which does not fail with sockets
+	}
+	m.left.locks = nil
+}
+
+// report says what was done, in a line.
+func (m *mending) report() error {
+	var parts []string
+	for what, n := range m.done {
+		parts = append(parts, fmt.Sprintf("%d connections %s", n, what))
+	}
+	slices.Sort(parts)
+	if len(parts) == 0 {
+		parts = []string{"there was nothing to put right"}
+	}
+	if m.left.calling != 0 {
+		parts = append(parts, fmt.Sprintf("process %d (%s) was making a system call for it, and may be damaged", m.left.calling, proc.Name(m.left.calling)))
+	}
+	if m.dumping != nil && m.dumping.dir == pipeDir && !m.left.committed && !m.dumping.leaveRunning {
+		parts = append(parts, "what has gone into the pipe must not be restored")
+	}
+	return errors.New(strings.Join(parts, ", "))
+}
+
+// all does all that is to be done.
+func (m *mending) all() error {
+	if m.target != 0 {
+		if err := m.mendProgram(); err != nil {
+			return err
+		}
+	} else if err := m.moveAddresses(); err != nil {
+		return err
+	}
+	if m.left.image != nil && (!m.left.committed || m.target == 0) {
+		img, err := image.ReadStream(bytes.NewReader(m.left.image))
+		if err != nil {
+			return err
+		}
+		return keepImage(img)
+	}
+	return nil
+}
+
+// mendProgram mends a program that goes on.
+func (m *mending) mendProgram() (err error) {
+	defer func() {
+		if len(m.cgroup) > 0 {
+			err = errors.Join(err, os.WriteFile(m.freezeFile(), bytes.TrimSpace(m.cgroup), 0))
+		}
+	}()
+	if len(m.left.notes) == 0 {
+		return nil
+	}
+	began, err := proc.StartTime(m.target)
+	if ended := proc.AwaitEnd(m.target, 0) == nil; err != nil || began != m.began || ended {
+		if m.ends() {
+			return nil
+		}
+		return fmt.Errorf("process %d has ended", m.target)
+	}
+	how := m.how
+	if how == lockNamespace {
+		how = lockFlows
+	}
+	if m.worker, err = newWorker(m.target, m.flags, how, nil); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.worker.close()) }()
+	if m.program, err = m.stop(); err != nil {
+		return err
+	}
+	defer func() {
+		_, thawing := m.program.goOn()
+		err = errors.Join(err, thawing)
+		if m.ends() {
+			err = errors.Join(err, proc.AwaitEnd(m.target, m.flags.limit))
+		}
+	}()
+	if err := m.find(); err != nil {
+		return err
+	}
+	var flows []netlock.Flow
+	for _, u := range m.todo {
+		if actions[u.act].locked && u.snap.Remote.IsValid() {
+			u.flow = netlock.Flow{Local: u.snap.Local, Remote: u.snap.Remote}
+			flows = append(flows, u.flow)
+		}
+	}
+	defer m.forget(flows)
+	err = m.watch(flows)
+	if err == nil && m.lock != nil {
+		err = m.lock.Add(flows...)
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.moveAddresses(); err != nil {
+		m.fail(err)
+	}
+	if !m.ends() {
+		m.unlock()
+	}
+	for _, u := range m.todo {
+		if err := actions[u.act].do(m, u); err != nil {
+			m.fail(fmt.Errorf("%s -> %s: %w", u.Local, u.Peer, err))
+		} else {
+			m.done[actions[u.act].done]++
+		}
+	}
+	m.fail(m.finishReplacing())
+	m.fail(m.registerAgain())
+	m.fail(m.closeFree())
+	if m.lock != nil {
+		m.fail(m.lock.Remove(flows...))
+	}
+	for _, u := range m.todo {
+		if u.paused != nil {
+			m.fail(u.paused.Resume())
+		}
+		if u.spoilt {
+			m.fail(m.abort(u))
+		}
+	}
+	if m.ends() {
+		m.fail(kill(m.program.pids))
+	}
+	return nil
+}
+
+// ends reports whether the program is to be killed, as all of it is in the image.
+func (m *mending) ends() bool { return m.dumping != nil && m.left.committed && !m.dumping.leaveClosed }
+
+// find finds the sockets of which the journal says something among the program's.
+func (m *mending) find() error {
+	here := map[uint64]*socket{}
+	for _, s := range m.program.sockets {
+		here[s.Cookie] = s
+	}
+	snaps, replaced := map[uint64]*soccr.Snapshot{}, map[uint64]bool{}
+	for _, n := range m.left.notes {
+		snaps[n.cookie] = n.kept
+		replaced[n.instead] = replaced[n.instead] || here[n.cookie] != nil
+	}
+	for _, n := range m.left.notes {
+		u := &unfinished{note: n, act: n.first, connection: &connection{socket: here[n.cookie]}}
+		if m.left.committed {
+			u.act = n.then
+		}
+		if n.instead != 0 {
+			u.kept = snaps[n.instead]
+		}
+		u.snap = u.kept
+		switch {
+		case u.act == actNothing || replaced[n.cookie]:
+		case u.socket != nil:
+			m.todo = append(m.todo, u)
+		case n.instead == 0 && actions[u.act].locked: // a new socket that it never got is gone with the guard
+			m.fail(fmt.Errorf("%v -> %v is lost: the program has closed it, as it found it broken", n.kept.Local, n.kept.Remote))
+		}
+	}
+	return nil
+}
+
+// isPaused reports whether a socket is in repair mode.
+func isPaused(fd int) (bool, error) {
+	mode, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR)
+	return mode != 0, os.NewSyscallError("getsockopt(TCP_REPAIR)", err)
+}
+
+// resume lets a connection go on that was never taken apart.
+func (m *mending) resume(u *unfinished) error {
+	paused, err := isPaused(u.fd)
+	if err == nil && paused {
+		var s *soccr.Socket
+		if s, err = soccr.Pause(u.fd); err == nil {
+			err = s.Resume()
+		}
+	}
+	return errors.Join(err, u.set.restore(u.fd))
+}
+
+// restore puts a connection back, without what the program or the peer have done
+// meanwhile being lost. It is still paused then.
+func (m *mending) restore(u *unfinished) error {
+	paused, err := isPaused(u.fd)
+	if err != nil {
+		return err
+	}
+	// The filter is that which keeps everything out while a socket is restored.
+	err = unix.SetsockoptInt(u.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return os.NewSyscallError("setsockopt(SO_DETACH_FILTER)", err)
+	}
+	if u.paused, err = soccr.Pause(u.fd); err != nil {
+		return err
+	}
+	if finish := u.act == actFinish; finish || !paused {
+		now, err := readPaused(u.paused)
+		if err != nil {
+			return err
+		}
+		switch {
+		case now.State != soccr.StateClose && now.State != soccr.StateSynSent:
+			u.snap, err = merged(u.snap, now, finish)
+		case finish && (now.State == soccr.StateSynSent || u.snap.State != soccr.StateSynSent):
+			return nil // the peer has ended it, or it is on its way
+		}
+		if u.spoilt = err != nil; u.spoilt {
+			return err
+		}
+	}
+	if err := u.paused.Disconnect(); err != nil {
+		return err
+	}
+	return u.rebuild(m.worker)
+}
+
+// abort resets a connection that cannot be saved: both ends are told.
+func (m *mending) abort(u *unfinished) error {
+	conn, err := diag.Dial(&diag.Config{NetNS: int(m.ns.Fd())})
+	if err != nil {
+		return err
+	}
+	s, err := conn.Lookup(u.flow.Local, u.flow.Remote)
+	if err == nil {
+		err = conn.Destroy(s)
+	}
+	return errors.Join(err, conn.Close())
+}
+
+// close leaves what a closed connection leaves.
+func (m *mending) close(u *unfinished) error {
+	paused, err := isPaused(u.fd)
+	if err != nil || !paused { // that was the last step
+		return err
+	}
+	s, err := soccr.Pause(u.fd)
+	if err == nil {
+		err = s.Disconnect()
+	}
+	if err == nil {
+		err = s.Restore(u.snap, soccr.WithClosed())
+	}
+	if err == nil {
+		err = s.Resume()
+	}
+	return err
+}
+
+// end forgets a connection, whose program is about to be killed.
+func (m *mending) end(u *unfinished) error {
+	s, err := soccr.Pause(u.fd)
+	if err == nil {
+		err = s.Disconnect()
+	}
+	return err
+}
+
+// takeAway makes sure that nothing comes of a socket of an image.
+func (m *mending) takeAway(u *unfinished) error {
+	switch {
+	case u.datagram():
+		return nil
+	case u.state == soccr.StateListen:
+		return os.NewSyscallError("shutdown", unix.Shutdown(u.fd, unix.SHUT_RDWR))
+	}
+	s, err := soccr.Pause(u.fd)
+	if err == nil {
+		err = s.Disconnect()
+	}
+	if err == nil {
+		err = s.Resume()
+	}
+	return err
+}
+
+// finishReplacing gives the program new sockets wherever it has still the old ones, if
+// it has new ones anywhere.
+func (m *mending) finishReplacing() error {
+	var list []replacement
+	for _, u := range m.todo {
+		for _, s := range m.program.sockets {
+			if u.instead != 0 && s.Cookie == u.instead {
+				list = append(list, replacement{s, s.fd, u.fd})
+			}
+		}
+	}
+	return m.program.replace(list)
+}
+
+// registerAgain makes the registrations that got lost.
+func (m *mending) registerAgain() error {
+	for _, r := range m.left.epoll {
+		target := m.program.byInode[uint32(r.Inodes[1])]
+		if target == nil {
+			target = m.program.byInode[uint32(r.Inodes[0])]
+		}
+		if target == nil || !slices.Contains(m.program.pids, r.PID) {
+			continue
+		}
+		now, err := proc.Registrations(r.PID)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(now, func(n proc.Registration) bool {
+			return n.Epoll == r.Epoll && n.Number == r.Number && n.Inode == uint64(target.Inode)
+		}) {
+			continue
+		}
+		epoll, err := m.thief.Duplicate(r.PID, r.Epoll)
+		if err != nil {
+			return err
+		}
+		_, err = proc.Register([]proc.Change{{Registration: r.Registration, Epoll: epoll, Old: -1, New: target.fd}})
+		if err = errors.Join(err, unix.Close(epoll)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeFree closes the descriptors that were free before.
+func (m *mending) closeFree() error {
+	if m.left.committed {
+		return nil
+	}
+	var closing []proc.Descriptor
+	for _, u := range m.todo {
+		for _, h := range u.Holders {
+			if u.act == actTakeAway && h.PID == m.target && slices.Contains(m.left.free, h.FD) {
+				closing = append(closing, proc.Descriptor{Number: h.FD, FD: -1})
+			}
+		}
+	}
+	_, err := m.program.set(m.target, closing)
+	return err
+}
+
+// moveAddresses undoes what was done with the host's addresses, if there is a way back.
+func (m *mending) moveAddresses() error {
+	if !m.left.addresses || m.left.committed {
+		return nil
+	}
+	undo := func(h *host.Host) (err error) {
+		for _, p := range m.places() {
+			if m.dumping != nil {
+				err = errors.Join(err, unless(takeOne(h, p), unix.EEXIST))
+			} else {
+				err = errors.Join(err, unless(h.RemoveAddr(p.device, p.prefix), unix.EADDRNOTAVAIL))
+			}
+		}
+		return err
+	}
+	if m.worker != nil {
+		return onHost(m.ns, undo)
+	}
+	ns, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return onHost(ns, undo)
+}
+
+// places are the addresses that the command is about.
+func (m *mending) places() []place {
+	switch {
+	case m.dumping != nil:
+		return m.dumping.give
+	case m.restoring != nil:
+		return m.restoring.take
+	}
+	return nil
+}
+
+// unless forgets an error that says that there was nothing to be done.
+func unless(err error, nothing unix.Errno) error {
+	if errors.Is(err, nothing) {
+		return nil
+	}
+	return err
+}
+
+// untouched notes that connections are only paused, until there is no way back.
+func untouched(all []*connection, then action) []note {
+	notes := make([]note, len(all))
+	for i, c := range all {
+		notes[i] = note{cookie: c.Cookie, first: actResume, then: then, set: overwrittenOf(c.fd)}
+	}
+	return notes
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/gosoccr/gosoccr/soccr"
+)
+
+// errSpoilt is the error for a connection whose peer has got bytes out of turn.
+var errSpoilt = errors.New("the program has written while what it had written earlier was not back, and the peer has it")
+
+// merged is a connection that was being put into a socket when that was interrupted,
+// while now is what the socket has. There, the program may have gone on: it has read
+// what it does not have to get again, and written what comes after all that it had
+// written before. Once the network could (went), the peer has gone on, too.
+func merged(saved, now *soccr.Snapshot, went bool) (*soccr.Snapshot, error) {
+	m := *saved
+	if went {
+		m.State, m.Reset, m.Timestamp = now.State, now.Reset, now.Timestamp
+		m.Window = now.Window
+		m.Window.RcvSsthresh, m.Window.Clamp = saved.Window.RcvSsthresh, saved.Window.Clamp
+		m.UnsentFIN = now.UnsentFIN
+	}
+	if went || now.RecvSeq == saved.RecvSeq { // or it was not there yet
+		m.RecvQueue, m.RecvSeq = now.RecvQueue, now.RecvSeq
+	}
+	from := saved.SendSeq - uint32(len(saved.SendQueue))
+	if acknowledged := now.SendSeq - uint32(len(now.SendQueue)); int32(acknowledged-from) > 0 {
+		from = acknowledged
+	}
+	before, here := queueFrom(saved, from), queueFrom(now, from)
+	same := 0
+	for same < min(len(before), len(here)) && before[same] == here[same] {
+		same++
+	}
+	sent := max(sentFrom(saved, from), min(sentFrom(now, from), same))
+	if same < len(before) && sentFrom(now, from) > same && went {
+		return nil, errSpoilt
+	}
+	if same == len(before) {
+		sent = max(sent, sentFrom(now, from))
+	}
+	m.SendQueue = append(append([]byte(nil), before...), here[same:]...)
+	m.SendSeq = from + uint32(len(m.SendQueue))
+	m.Unsent = len(m.SendQueue) - sent
+	return &m, nil
+}
+
+// queueFrom is the send queue from a sequence number on.
+func queueFrom(s *soccr.Snapshot, seq uint32) []byte {
+	skip := int(int32(seq - (s.SendSeq - uint32(len(s.SendQueue)))))
+	return s.SendQueue[min(max(skip, 0), len(s.SendQueue)):]
+}
+
+// sentFrom is how many bytes of it were sent.
+func sentFrom(s *soccr.Snapshot, seq uint32) int {
+	return max(int(int32(s.SendSeq-uint32(s.Unsent)-seq)), 0)
+}
