@@ -34,6 +34,7 @@ type result struct {
 	// What the client's wire saw of both directions.
 	RST                   int    `json:"rst"`
 	WindowRetracted       int    `json:"window_retracted"`
+	WindowsClosed         int    `json:"windows_closed"` // taken back to 0: no fault, see wire.Sent
 	TimestampsBack        int    `json:"timestamps_back"`
 	AcksBack              int    `json:"acks_back"`
 	AcksOfUnsent          int    `json:"acks_of_unsent"`
@@ -73,7 +74,8 @@ func newResult(p *progress, both bothTotals, seen wire.Report) *result {
 		Received:      bothDigests{client.Received.SHA256, server.Sent.SHA256},
 
 		RST:                   seen.A.RSTs + seen.B.RSTs,
-		WindowRetracted:       seen.A.WindowsTakenBack + seen.B.WindowsTakenBack,
+		WindowRetracted:       seen.A.WindowsTakenBack + seen.B.WindowsTakenBack - seen.A.WindowsClosed - seen.B.WindowsClosed,
+		WindowsClosed:         seen.A.WindowsClosed + seen.B.WindowsClosed,
 		TimestampsBack:        seen.A.ClockBack + seen.B.ClockBack,
 		AcksBack:              seen.A.AcksBack + seen.B.AcksBack,
 		AcksOfUnsent:          seen.A.AcksOfUnsent + seen.B.AcksOfUnsent,
@@ -155,6 +157,9 @@ func (r *result) print(w io.Writer) error {
 	b.add("  on the wire         %d RST, %d windows taken back, %d timestamps back, %d ICMP errors",
 		r.RST, r.WindowRetracted, r.TimestampsBack, r.ICMPErrors)
 	b.add("                      %d segments (%s) sent again", r.RetransmittedSegments, size(r.RetransmittedBytes))
+	if r.WindowsClosed > 0 {
+		b.add("                      %d windows closed by a kernel whose receive buffer was full", r.WindowsClosed)
+	}
 	if err := r.verdict(); err != nil {
 		b.add("FAILED: %v", err)
 		for _, f := range r.Faults {

@@ -64,8 +64,7 @@ func (j *judge) look(p wire.Packet) {
 	}
 }
 
-// weigh looks at a fault. One the kernel may commit by itself: to close a window, to 0,
-// when the receive buffer is full of small segments (tcp_select_window, ICSK_ACK_NOMEM).
+// weigh looks at a fault. One the kernel may commit by itself: see wire.Sent.
 func (j *judge) weigh(w *watched) {
 	r := w.checker.Report()
 	if last := r.Faults[len(r.Faults)-1]; last.What == wire.WindowTakenBack && last.Segment.Window == 0 {

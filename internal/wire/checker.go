@@ -262,6 +262,9 @@ func (c *Checker) acknowledges(e, other *end, s Segment, start, ack int64) {
 		if !e.back { // once per time, however many segments say so
 			e.back = true
 			e.WindowsTakenBack++
+			if s.Window == 0 {
+				e.WindowsClosed++
+			}
 			c.fault(WindowTakenBack, s)
 		}
 	}

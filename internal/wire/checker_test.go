@@ -77,7 +77,7 @@ func TestChecker(t *testing.T) {
 	type counts struct {
 		Bytes, Again, Missing                         int64
 		RSTs, Windows, Acks, Unsent, Clock, Overtaken int
-		Late                                          int
+		Late, Closed                                  int
 		TakenBack                                     uint32
 	}
 	for _, test := range []struct {
@@ -139,7 +139,7 @@ func TestChecker(t *testing.T) {
 		}, {
 			name: "a window taken back, without timestamps",
 			talk: start(0).fromServer(s0, 0, c0, 1000).fromServer(s0, 0, c0, 0),
-			from: server, want: counts{Windows: 1, TakenBack: 2000},
+			from: server, want: counts{Windows: 1, Closed: 1, TakenBack: 2000},
 		}, {
 			name: "acknowledgements of other CPUs' making",
 			talk: start(7).fromClient(c0, 100, s0, 1000).fromServer(s0, 0, c0+100, 1000).
@@ -213,7 +213,7 @@ func TestChecker(t *testing.T) {
 			got := counts{
 				Bytes: sent.Bytes, Again: sent.RetransmittedBytes, Missing: sent.Missing,
 				RSTs: sent.RSTs, Windows: sent.WindowsTakenBack, Acks: sent.AcksBack, Unsent: sent.AcksOfUnsent,
-				Clock: sent.ClockBack, Overtaken: sent.Overtaken, Late: sent.LateRSTs, TakenBack: sent.LargestTakenBack,
+				Clock: sent.ClockBack, Overtaken: sent.Overtaken, Late: sent.LateRSTs, Closed: sent.WindowsClosed, TakenBack: sent.LargestTakenBack,
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("want -, got +\n%s", diff)

@@ -60,10 +60,15 @@ type Sent struct {
 
 	WindowsTakenBack int    // times that the announced right edge went back
 	LargestTakenBack uint32 // in bytes
-	AcksBack         int    // acknowledgements of less than before
-	AcksOfUnsent     int    // acknowledgements of what the other end never sent
-	ClockBack        int    // timestamps below earlier ones
-	OptionsAstray    int    // timestamps or SACKs where not agreed on, or timestamps missing
+	// WindowsClosed are those that were taken back to 0. The kernel does so when a
+	// segment came for which the receive buffer has no memory (tcp_select_window,
+	// ICSK_ACK_NOMEM): what a byte takes it only estimates, by a segment that it has
+	// seen, and after a move by another one.
+	WindowsClosed int
+	AcksBack      int // acknowledgements of less than before
+	AcksOfUnsent  int // acknowledgements of what the other end never sent
+	ClockBack     int // timestamps below earlier ones
+	OptionsAstray int // timestamps or SACKs where not agreed on, or timestamps missing
 
 	// LongestSilence is the longest time between two pieces of the stream, and
 	// SilentAt when it began.
