@@ -56,7 +56,7 @@ type priming struct {
 
 	// threshold: the socket will leave slow start there. It takes CUBIC.
 	threshold bool
-	// lenient: a smaller congestion window will do.
+	// lenient: a smaller congestion window will do, and no threshold.
 	lenient bool
 }
 

@@ -213,6 +213,9 @@ func (s *Socket) checkPrimed(p *priming, rtt time.Duration) error {
 	if got, bound := int(info.Snd_cwnd), p.cwnd/10; p.cwnd != 0 && (got < p.cwnd-bound && !p.lenient || got > p.cwnd+bound) {
 		return fmt.Errorf("%w: the congestion window has become %d segments, want %d", errImprecise, got, p.cwnd)
 	}
+	if p.threshold && info.Snd_ssthresh >= infinite && !p.lenient {
+		return fmt.Errorf("%w: slow start has got no threshold", errImprecise)
+	}
 	return nil
 }
 
