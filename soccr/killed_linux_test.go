@@ -186,6 +186,9 @@ func toBeKilled(t *testing.T) {
 			return err
 		}
 		snap, err := s.Save()
+		for errors.Is(err, soccr.ErrChanged) { // what is in flight is sent again meanwhile
+			snap, err = s.Save()
+		}
 		if err != nil {
 			return err
 		}
