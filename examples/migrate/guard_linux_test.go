@@ -27,6 +27,7 @@ func TestGuardKilledAtStages(t *testing.T) {
 		for name, test := range map[string]func(*testing.T){
 			"swap":                          func(t *testing.T) { testSwapGuardKilled(t, "--new-socket=false") },
 			"swap into new sockets":         func(t *testing.T) { testSwapGuardKilled(t, "--new-socket") },
+			"swap, frozen":                  testFrozenGuardKilled,
 			"dump":                          testDumpGuardKilled,
 			"dump, leave running":           testDumpRunningGuardKilled,
 			"restore into another program":  func(t *testing.T) { testRestoreGuardKilled(t, "lodger") },
@@ -80,6 +81,28 @@ func testSwapGuardKilled(t *testing.T, way string) {
 	if e != nil {
 		stream.end(t)
 	}
+}
+
+// A program in a cgroup that is frozen meanwhile notices nothing at all.
+func testFrozenGuardKilled(t *testing.T) {
+	dir, err := makeCgroup(t) // first, so that it is removed last
+	if err != nil {
+		t.Logf("no cgroup can be made here: %v", err)
+		return
+	}
+	e := startEcho(t, "threads", "127.0.0.1:0") // which complains
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, e.pid), 0); err != nil {
+		t.Fatal(err)
+	}
+	stream := converseAhead(t, e.addr, 60_000)
+	killedAtStages(t, true, func(s *stepped) {
+		said := s.guardKilled(t, "swap", "-t", fmt.Sprint(e.pid), "--freeze-cgroup", dir)
+		s.sound(t, e, said)
+		if err := stream.goesOn(); err != nil {
+			t.Fatalf("at stop %d: %v; %s", s.last, err, said)
+		}
+	})
+	stream.end(t)
 }
 
 // Either the program goes on as it was, or the image is there as a whole and the

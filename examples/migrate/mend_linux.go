@@ -45,7 +45,7 @@ var actions = map[action]struct {
 	actFinish:   {"were restored", true, (*mending).restore},
 	actClose:    {"were closed", true, (*mending).close},
 	actEnd:      {"are in the image only", false, (*mending).end},
-	actTakeAway: {"were taken away again", false, (*mending).takeAway},
+	actTakeAway: {"were taken away again", true, (*mending).takeAway},
 }
 
 // A mender puts right what a guard has left that was killed, on behalf of the program
@@ -80,6 +80,7 @@ type mending struct {
 	program *stoppedProgram
 	todo    []*unfinished
 	done    map[string]int
+	kept    error // says where an image is
 	failed  []error
 }
 
@@ -105,7 +106,12 @@ func (m mender) mend(left *remains) error {
 	}
 	if keeps {
 		fmt.Fprintln(os.Stderr, "migrate: the guard was killed when all was saved; the connections stay locked for", m.flags.lockTimeout)
-		time.Sleep(m.flags.lockTimeout)
+		enough := make(chan os.Signal, 1)
+		catch(enough, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+		select {
+		case <-enough:
+		case <-time.After(m.flags.lockTimeout):
+		}
 	}
 	return &failure{status, says}
 }
@@ -140,26 +146,26 @@ func (m *mending) report() error {
 	if m.dumping != nil && m.dumping.dir == pipeDir && !m.left.committed && !m.dumping.leaveRunning {
 		parts = append(parts, "what has gone into the pipe must not be restored")
 	}
+	if m.kept != nil {
+		parts = append(parts, m.kept.Error())
+	}
 	return errors.New(strings.Join(parts, ", "))
 }
 
 // all does all that is to be done.
 func (m *mending) all() error {
-	if m.target != 0 {
-		if err := m.mendProgram(); err != nil {
-			return err
-		}
-	} else if err := m.moveAddresses(); err != nil {
-		return err
-	}
 	if m.left.image != nil && (!m.left.committed || m.target == 0) {
 		img, err := image.ReadStream(bytes.NewReader(m.left.image))
 		if err != nil {
 			return err
 		}
-		return keepImage(img)
+		m.kept = keepImage(img)
 	}
-	return nil
+	var err error
+	if m.target != 0 {
+		err = m.mendProgram()
+	}
+	return errors.Join(err, m.moveAddresses()) // if that has not been done
 }
 
 // mendProgram mends a program that goes on.
@@ -179,11 +185,7 @@ func (m *mending) mendProgram() (err error) {
 		}
 		return fmt.Errorf("process %d has ended", m.target)
 	}
-	how := m.how
-	if how == lockNamespace {
-		how = lockFlows
-	}
-	if m.worker, err = newWorker(m.target, m.flags, how, nil); err != nil {
+	if m.worker, err = newWorker(m.target, m.flags, lockNothing, nil); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.worker.close()) }()
@@ -197,12 +199,15 @@ func (m *mending) mendProgram() (err error) {
 			err = errors.Join(err, proc.AwaitEnd(m.target, m.flags.limit))
 		}
 	}()
-	if err := m.find(); err != nil {
-		return err
+	m.find()
+	if m.how != lockNothing { // after the program was stopped, which is more urgent
+		if err := m.makeLock(netlock.New, m.flags.lockTimeout); err != nil {
+			return err
+		}
 	}
 	var flows []netlock.Flow
 	for _, u := range m.todo {
-		if actions[u.act].locked && u.snap.Remote.IsValid() {
+		if actions[u.act].locked && u.snap != nil && u.snap.Remote.IsValid() {
 			u.flow = netlock.Flow{Local: u.snap.Local, Remote: u.snap.Remote}
 			flows = append(flows, u.flow)
 		}
@@ -215,9 +220,7 @@ func (m *mending) mendProgram() (err error) {
 	if err != nil {
 		return err
 	}
-	if err := m.moveAddresses(); err != nil {
-		m.fail(err)
-	}
+	m.fail(m.moveAddresses())
 	if !m.ends() {
 		m.unlock()
 	}
@@ -252,7 +255,7 @@ func (m *mending) mendProgram() (err error) {
 func (m *mending) ends() bool { return m.dumping != nil && m.left.committed && !m.dumping.leaveClosed }
 
 // find finds the sockets of which the journal says something among the program's.
-func (m *mending) find() error {
+func (m *mending) find() {
 	here := map[uint64]*socket{}
 	for _, s := range m.program.sockets {
 		here[s.Cookie] = s
@@ -275,11 +278,10 @@ func (m *mending) find() error {
 		case u.act == actNothing || replaced[n.cookie]:
 		case u.socket != nil:
 			m.todo = append(m.todo, u)
-		case n.instead == 0 && actions[u.act].locked: // a new socket that it never got is gone with the guard
+		case n.instead == 0 && actions[u.act].locked && u.act != actTakeAway: // new ones that it never got are gone with the guard
 			m.fail(fmt.Errorf("%v -> %v is lost: the program has closed it, as it found it broken", n.kept.Local, n.kept.Remote))
 		}
 	}
-	return nil
 }
 
 // isPaused reports whether a socket is in repair mode.
@@ -472,10 +474,12 @@ func (m *mending) moveAddresses() error {
 		}
 		return err
 	}
-	if m.worker != nil {
-		return onHost(m.ns, undo)
+	m.left.addresses = false
+	path := "/proc/self/ns/net"
+	if m.target != 0 {
+		path = fmt.Sprintf("/proc/%d/ns/net", m.target)
 	}
-	ns, err := os.Open("/proc/self/ns/net")
+	ns, err := os.Open(path)
 	if err != nil {
 		return err
 	}
