@@ -74,7 +74,9 @@ func takeOne(h *host.Host, p place) error {
 	}
 	err = h.AddAddr(p.device, p.prefix)
 	if err == nil {
-		err = announcer.Announce(p.prefix.Addr())
+		if err = announcer.Announce(p.prefix.Addr()); err != nil {
+			err = errors.Join(err, h.RemoveAddr(p.device, p.prefix))
+		}
 	}
 	return errors.Join(err, announcer.Close())
 }
