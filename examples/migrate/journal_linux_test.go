@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"net/netip"
 	"os"
@@ -106,5 +107,28 @@ func TestJournalCommit(t *testing.T) {
 			t.Error("the half of an image is left")
 		}
 		_ = j.file.Close()
+	}
+}
+
+// BenchmarkJournal notes a thousand connections: that they are paused, and what they hold.
+func BenchmarkJournal(b *testing.B) {
+	snap := &soccr.Snapshot{
+		State: soccr.StateEstablished, Local: netip.MustParseAddrPort("127.0.0.1:80"), Remote: netip.MustParseAddrPort("127.0.0.1:81"),
+		RecvQueue: make([]byte, 1000), SendQueue: make([]byte, 1000), MSS: 1000,
+	}
+	j, err := newJournal()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer j.file.Close()
+	paused := make([]note, 1000)
+	for b.Loop() {
+		err := j.note(paused...)
+		for i := range paused {
+			err = errors.Join(err, j.note(note{cookie: uint64(i), first: actRestore, then: actFinish, kept: snap}))
+		}
+		if err = errors.Join(err, j.clear()); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
