@@ -98,10 +98,10 @@ func begin(work guardedWork, attributes *syscall.SysProcAttr, then func(child in
 	} else if ok && message == "" {
 		return afterDeath(work, journal, locks, fmt.Errorf("the guard, process %d, has died (%w)", command.Process.Pid, exit))
 	}
-	if err != nil {
+	if err != nil && message == "" {
 		return failed(err)
 	}
-	if child, err := strconv.Atoi(message); err == nil {
+	if child, err := strconv.Atoi(message); err == nil { // with which nothing is left to be done
 		return then(child)
 	}
 	return nil
