@@ -72,6 +72,14 @@ func (m *mending) restore(u *unfinished) error {
 	if err != nil {
 		return err
 	}
+	queue := soccr.NoQueue
+	if paused {
+		selected, err := unix.GetsockoptInt(u.fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE)
+		if err != nil {
+			return os.NewSyscallError("getsockopt(TCP_REPAIR_QUEUE)", err)
+		}
+		queue = soccr.Queue(selected)
+	}
 	// The filter is that which keeps everything out while a socket is restored.
 	err = unix.SetsockoptInt(u.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
@@ -80,14 +88,15 @@ func (m *mending) restore(u *unfinished) error {
 	if u.paused, err = soccr.Pause(u.fd); err != nil {
 		return err
 	}
-	if finish := u.act == actFinish; finish || !paused {
+	if finish := u.act == actFinish; finish || !paused || queue != soccr.NoQueue {
 		now, err := readPaused(u.paused)
-		if err != nil {
-			return err
-		}
 		switch {
+		case err != nil && finish:
+			return err
+		case err != nil: // it was not yet such that it can be read
+			err = nil
 		case now.State != soccr.StateClose && now.State != soccr.StateSynSent:
-			u.snap, err = merged(u.snap, now, finish)
+			u.snap, err = merged(u.snap, now, finish, queue)
 		case finish && (now.State == soccr.StateSynSent || u.snap.State != soccr.StateSynSent):
 			return nil // the peer has ended it, or it is on its way
 		}

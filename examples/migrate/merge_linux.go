@@ -13,7 +13,9 @@ var errSpoilt = errors.New("the program has written while what it had written ea
 // while now is what the socket has. There, the program may have gone on: it has read
 // what it does not have to get again, and written what comes after all that it had
 // written before. Once the network could (went), the peer has gone on, too.
-func merged(saved, now *soccr.Snapshot, went bool) (*soccr.Snapshot, error) {
+//
+// If a queue was selected, it is that which got what the program has written.
+func merged(saved, now *soccr.Snapshot, went bool, selected soccr.Queue) (*soccr.Snapshot, error) {
 	m := *saved
 	if went {
 		m.State, m.Reset, m.Timestamp = now.State, now.Reset, now.Timestamp
@@ -21,7 +23,14 @@ func merged(saved, now *soccr.Snapshot, went bool) (*soccr.Snapshot, error) {
 		m.Window.RcvSsthresh, m.Window.Clamp = saved.Window.RcvSsthresh, saved.Window.Clamp
 		m.UnsentFIN = now.UnsentFIN
 	}
-	if went || now.RecvSeq == saved.RecvSeq { // or it was not there yet
+	if selected == soccr.RecvQueue && !went {
+		written := now.RecvQueue[common(saved.RecvQueue, now.RecvQueue):]
+		m.SendQueue = append(append([]byte(nil), saved.SendQueue...), written...)
+		m.Unsent += len(written)
+		m.SendSeq += uint32(len(written))
+		return &m, nil
+	}
+	if went || selected == soccr.NoQueue && now.RecvSeq == saved.RecvSeq { // or it was not there yet
 		m.RecvQueue, m.RecvSeq = now.RecvQueue, now.RecvSeq
 	}
 	from := saved.SendSeq - uint32(len(saved.SendQueue))
@@ -29,12 +38,16 @@ func merged(saved, now *soccr.Snapshot, went bool) (*soccr.Snapshot, error) {
 		from = acknowledged
 	}
 	before, here := queueFrom(saved, from), queueFrom(now, from)
-	same := 0
-	for same < min(len(before), len(here)) && before[same] == here[same] {
-		same++
+	same := common(before, here)
+	if dummies := int32(from - (now.SendSeq - uint32(len(now.SendQueue)))); dummies > 0 && !went {
+		here = now.SendQueue // as many zeros as there were yet, and what the program has written
+		for n := int32(0); n < dummies && len(here) > 0 && here[0] == 0; n++ {
+			here = here[1:]
+		}
+		same = 0
 	}
 	sent := max(sentFrom(saved, from), min(sentFrom(now, from), same))
-	if same < len(before) && sentFrom(now, from) > same && went {
+	if same < len(before) && sentFrom(now, from) > same && went && selected != soccr.SendQueue {
 		return nil, errSpoilt
 	}
 	if same == len(before) {
@@ -44,6 +57,14 @@ func merged(saved, now *soccr.Snapshot, went bool) (*soccr.Snapshot, error) {
 	m.SendSeq = from + uint32(len(m.SendQueue))
 	m.Unsent = len(m.SendQueue) - sent
 	return &m, nil
+}
+
+// common is how many bytes two queues have in common, from their first on.
+func common(a, b []byte) (n int) {
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	return n
 }
 
 // queueFrom is the send queue from a sequence number on.

@@ -27,24 +27,28 @@ func TestMerged(t *testing.T) {
 		went      bool
 		want      *soccr.Snapshot
 		wantSpoil bool
+		selected  soccr.Queue
 	}{
-		{"nothing was there yet", snap(0, "", una, "", 0), false, saved, false},
-		{"dummies were there", snap(0, "", una-100, "dummy", 5), false, saved, false},
-		{"the program has read", snap(4, "d", una, "sent", 0), false, snap(4, "d", una, "sent unsent", 7), false},
-		{"the program has written", snap(4, "read", una, "sent more", 5), false, snap(4, "read", una, "sent unsentmore", 11), false},
-		{"the peer has sent", snap(6, "read!!", una, "sent", 4), true, snap(6, "read!!", una, "sent unsent", 7), false},
-		{"the peer has acknowledged", snap(4, "read", after(una, 2), "nt", 0), true, snap(4, "read", after(una, 2), "nt unsent", 7), false},
-		{"all was there, and more", snap(4, "read", after(una, 8), "ent, and more", 4), true, snap(4, "read", after(una, 8), "ent, and more", 4), false},
-		{"all is acknowledged", snap(4, "read", after(una, 11), "", 0), true, snap(4, "read", after(una, 11), "", 0), false},
+		{"nothing was there yet", snap(0, "", una, "", 0), false, saved, false, soccr.NoQueue},
+		{"dummies were there", snap(0, "", una-100, "\x00\x00", 2), false, saved, false, soccr.NoQueue},
+		{"the program has read", snap(4, "d", una, "sent", 0), false, snap(4, "d", una, "sent unsent", 7), false, soccr.NoQueue},
+		{"the program has written", snap(4, "read", una, "sent more", 5), false, snap(4, "read", una, "sent unsentmore", 11), false, soccr.NoQueue},
+		{"the peer has sent", snap(6, "read!!", una, "sent", 4), true, snap(6, "read!!", una, "sent unsent", 7), false, soccr.NoQueue},
+		{"the peer has acknowledged", snap(4, "read", after(una, 2), "nt", 0), true, snap(4, "read", after(una, 2), "nt unsent", 7), false, soccr.NoQueue},
+		{"all was there, and more", snap(4, "read", after(una, 8), "ent, and more", 4), true, snap(4, "read", after(una, 8), "ent, and more", 4), false, soccr.NoQueue},
+		{"all is acknowledged", snap(4, "read", after(una, 11), "", 0), true, snap(4, "read", after(una, 11), "", 0), false, soccr.NoQueue},
 		{"the peer has ended", func() *soccr.Snapshot { s := *closing; return &s }(), true, func() *soccr.Snapshot {
 			s := *closing
 			s.Unsent = 7
 			return &s
-		}(), false},
-		{"written out of turn, unsent", snap(4, "read", una, "sent more", 5), true, snap(4, "read", una, "sent unsentmore", 11), false},
-		{"written out of turn, sent", snap(4, "read", una, "sent more", 0), true, nil, true},
+		}(), false, soccr.NoQueue},
+		{"written out of turn, unsent", snap(4, "read", una, "sent more", 5), true, snap(4, "read", una, "sent unsentmore", 11), false, soccr.NoQueue},
+		{"written out of turn, sent", snap(4, "read", una, "sent more", 0), true, nil, true, soccr.NoQueue},
+		{"written into the receive queue", snap(6, "reMORE", una, "", 0), false, snap(4, "read", una, "sent unsentMORE", 11), false, soccr.RecvQueue},
+		{"written into the send queue", snap(4, "read", una, "sentMORE", 0), false, snap(4, "read", una, "sent unsentMORE", 11), false, soccr.SendQueue},
+		{"written behind dummies", snap(0, "", una-100, "\x00\x00MORE", 0), false, snap(4, "read", una, "sent unsentMORE", 11), false, soccr.SendQueue},
 	} {
-		got, err := merged(saved, test.now, test.went)
+		got, err := merged(saved, test.now, test.went, test.selected)
 		if spoilt := errors.Is(err, errSpoilt); spoilt != test.wantSpoil || !spoilt && err != nil {
 			t.Errorf("%s: %v", test.name, err)
 			continue
