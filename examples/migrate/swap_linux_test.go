@@ -286,7 +286,12 @@ func TestInterrupted(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond)
+	for deadline := time.Now().Add(10 * time.Second); tracerOf(e.pid) == "0"; { // it has begun
+		if time.Now().After(deadline) {
+			t.Fatal("the program is never stopped")
+		}
+	}
+	time.Sleep(100 * time.Millisecond)
 	if err := cmd.Process.Signal(unix.SIGINT); err != nil {
 		t.Fatal(err)
 	}
