@@ -25,8 +25,8 @@ import (
 
 // TestCalls counts the system calls that a move takes, and compares them with
 // testdata/calls.txt, so that one more is noticed. With -update it writes that
-// file anew. On another kernel than the file's they may be others, and where time goes
-// slowly priming is tried again: then the difference is only shown.
+// file anew. On another kernel than the file's they may be others. Where time goes
+// slowly, priming is tried again, and so is this: the fewest count.
 //
 // Another process makes the calls, because a thread can only be watched by one of
 // another process; and in a user namespace, so that it may do what an ordinary
@@ -37,19 +37,26 @@ func TestCalls(t *testing.T) {
 		return
 	}
 	const golden = "testdata/calls.txt"
-	got := watchCalls(t)
-	if soccr.Update() {
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
 	text, err := os.ReadFile(golden)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := string(text)
 	wantTotal, wantKernel := parseHead(t, want)
+	got := watchCalls(t)
 	gotTotal, gotKernel := parseHead(t, got)
+	for attempt := 1; attempt < 10 && got != want && gotKernel == wantKernel; attempt++ {
+		again := watchCalls(t)
+		if total, _ := parseHead(t, again); total < gotTotal {
+			got, gotTotal = again, total
+		}
+	}
+	if soccr.Update() {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
 	if gotKernel == wantKernel && got != want {
 		t.Errorf("%d calls and not %d; if that is as it should be: go test ./soccr -run TestCalls -update", gotTotal, wantTotal)
 	}
