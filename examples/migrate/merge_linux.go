@@ -33,13 +33,13 @@ func merged(saved, now *soccr.Snapshot, went bool, selected soccr.Queue) (*soccr
 	if went || selected == soccr.NoQueue && now.RecvSeq == saved.RecvSeq { // or it was not there yet
 		m.RecvQueue, m.RecvSeq = now.RecvQueue, now.RecvSeq
 	}
-	from := saved.SendSeq - uint32(len(saved.SendQueue))
-	if acknowledged := now.SendSeq - uint32(len(now.SendQueue)); int32(acknowledged-from) > 0 {
-		from = acknowledged
+	from := acknowledged(saved)
+	if further := acknowledged(now); int32(further-from) > 0 {
+		from = further
 	}
 	before, here := queueFrom(saved, from), queueFrom(now, from)
 	same := common(before, here)
-	if dummies := int32(from - (now.SendSeq - uint32(len(now.SendQueue)))); dummies > 0 && !went {
+	if dummies := int32(from - acknowledged(now)); dummies > 0 && !went {
 		here = now.SendQueue // as many zeros as there were yet, and what the program has written
 		for n := int32(0); n < dummies && len(here) > 0 && here[0] == 0; n++ {
 			here = here[1:]
@@ -59,6 +59,9 @@ func merged(saved, now *soccr.Snapshot, went bool, selected soccr.Queue) (*soccr
 	return &m, nil
 }
 
+// acknowledged is the sequence number up to which the peer has acknowledged.
+func acknowledged(s *soccr.Snapshot) uint32 { return s.SendSeq - uint32(len(s.SendQueue)) }
+
 // common is how many bytes two queues have in common, from their first on.
 func common(a, b []byte) (n int) {
 	for n < min(len(a), len(b)) && a[n] == b[n] {
@@ -69,7 +72,7 @@ func common(a, b []byte) (n int) {
 
 // queueFrom is the send queue from a sequence number on.
 func queueFrom(s *soccr.Snapshot, seq uint32) []byte {
-	skip := int(int32(seq - (s.SendSeq - uint32(len(s.SendQueue)))))
+	skip := int(int32(seq - acknowledged(s)))
 	return s.SendQueue[min(max(skip, 0), len(s.SendQueue)):]
 }
 

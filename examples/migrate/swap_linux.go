@@ -302,12 +302,12 @@ func (s *swapper) swapAll(program *stoppedProgram) (err error) {
 // swapOne takes a saved connection out of its socket and puts it back, or into a new
 // one.
 func (s *swapper) swapOne(c *connection) error {
-	acknowledged := c.snap.SendSeq - uint32(len(c.snap.SendQueue))
+	reached := acknowledged(c.snap)
 	last, again := s.last[c.Cookie]
 	delete(s.last, c.Cookie)
 	if c.snap.Unacked() > 0 {
-		s.last[c.Cookie] = acknowledged
-		if again && last == acknowledged {
+		s.last[c.Cookie] = reached
+		if again && last == reached {
 			s.result.Waited++
 			return nil
 		}
