@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -252,13 +251,10 @@ func (s *stepped) sound(t *testing.T, e *echo, said string) {
 // guardKilled runs a command, whose guard is killed, and says what it has said.
 func (s *stepped) guardKilled(t *testing.T, args ...string) string {
 	t.Helper()
-	cmd := inside(program(t, args...))
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	s.run(t, cmd)
+	said := s.command(t, args...)
 	killed := s.stops == s.last
-	if damaged := strings.Contains(said.String(), "may be damaged"); !damaged && killed != (s.code == statusMended) {
-		t.Fatalf("at stop %d of %d: status %d: %s", s.stops, s.last, s.code, said.String())
+	if damaged := strings.Contains(said, "may be damaged"); !damaged && killed != (s.code == statusMended) {
+		t.Fatalf("at stop %d of %d: status %d: %s", s.stops, s.last, s.code, said)
 	}
-	return said.String()
+	return said
 }

@@ -157,6 +157,16 @@ func (s *stepped) stopped(t *testing.T, tid int, status unix.WaitStatus, threads
 	}
 }
 
+// command runs one of the program's commands, and returns what it has said.
+func (s *stepped) command(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := inside(program(t, args...))
+	var said bytes.Buffer // of the guard too, so that it is waited for
+	cmd.Stdout, cmd.Stderr = &said, &said
+	s.run(t, cmd)
+	return said.String()
+}
+
 // killedAtStages runs a command as often as it is to be killed, and once to its end.
 // try runs it once, and sees what has become of the program it works on.
 func killedAtStages(t *testing.T, guard bool, try func(s *stepped)) {
@@ -205,15 +215,12 @@ func TestDumpKilledAtStages(t *testing.T) {
 func (s *stepped) dump(t *testing.T, pid int) (img []byte, said string) {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := inside(program(t, "dump", "-t", fmt.Sprint(pid), "-D", dir, "--lock-timeout", "1s"))
-	var output bytes.Buffer // of the guard too, so that it is waited for
-	cmd.Stdout, cmd.Stderr = &output, &output
-	s.run(t, cmd)
+	said = s.command(t, "dump", "-t", fmt.Sprint(pid), "-D", dir, "--lock-timeout", "1s")
 	img, err := os.ReadFile(filepath.Join(dir, image.Name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
-	return img, output.String()
+	return img, said
 }
 
 // Wherever restore is killed, either the sockets are in the new program, or they can be
@@ -244,18 +251,15 @@ func TestSwapKilledAtStages(t *testing.T) {
 	for _, way := range []string{"--new-socket", "--new-socket=false"} {
 		t.Run(way, func(t *testing.T) {
 			killedAtStages(t, false, func(s *stepped) {
-				cmd := inside(program(t, "swap", "-t", fmt.Sprint(e.pid), way))
-				var said bytes.Buffer
-				cmd.Stdout, cmd.Stderr = &said, &said
-				s.run(t, cmd)
+				said := s.command(t, "swap", "-t", fmt.Sprint(e.pid), way)
 				if tracer := tracerOf(e.pid); tracer != "0" {
 					t.Fatalf("at stop %d: process %s traces it", s.last, tracer)
 				}
-				if strings.Contains(said.String(), "migrate:") {
-					t.Fatalf("at stop %d: %s", s.last, said.String())
+				if strings.Contains(said, "migrate:") {
+					t.Fatalf("at stop %d: %s", s.last, said)
 				}
 				if err := exchange(c); err != nil {
-					t.Fatalf("at stop %d: %v; %s", s.last, err, said.String())
+					t.Fatalf("at stop %d: %v; %s", s.last, err, said)
 				}
 			})
 		})
