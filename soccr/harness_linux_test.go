@@ -376,27 +376,6 @@ func (n *network) fileConn(tb testing.TB, fd int) *net.TCPConn {
 	return conn.(*net.TCPConn)
 }
 
-// largestSendBuffer is what this user can set SO_SNDBUF to, as getsockopt gives it.
-func largestSendBuffer(tb testing.TB) int {
-	tb.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer unix.Close(fd)
-	const huge = 1 << 29
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, huge); err != nil {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, huge); err != nil {
-			tb.Fatal(err)
-		}
-	}
-	size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return size
-}
-
 // knowsOption reports whether this kernel has an option of TCP sockets.
 func knowsOption(tb testing.TB, level, option, value int) bool {
 	tb.Helper()

@@ -12,7 +12,7 @@ import (
 // put back into a new socket. Who may exceed net.core.wmem_max needs no limit.
 func LimitBuffers() error {
 	const sysctl = "/proc/sys/net/ipv4/tcp_wmem"
-	settable, err := largestSendBuffer()
+	settable, err := LargestSendBuffer()
 	if err != nil || settable == 0 {
 		return err
 	}
@@ -32,9 +32,9 @@ func LimitBuffers() error {
 	return nil
 }
 
-// largestSendBuffer is what this user can set SO_SNDBUF to, in bytes of memory as
+// LargestSendBuffer is what this user can set SO_SNDBUF to, in bytes of memory as
 // getsockopt gives it; 0: as he likes.
-func largestSendBuffer() (int, error) {
+func LargestSendBuffer() (int, error) {
 	const huge = 1 << 29
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
