@@ -68,6 +68,14 @@ func (b *Batch) flows() [][2]netip.AddrPort {
 	return flows
 }
 
+// prepareFlows tells the lock, if it cares, which flows it will be asked to lock.
+func (set *settings) prepareFlows(flows [][2]netip.AddrPort) error {
+	if careful, ok := set.lock.(FlowsPreparer); ok {
+		return careful.PrepareFlows(flows)
+	}
+	return nil
+}
+
 // lockFlows locks flows, in one transaction if the lock can.
 func (set *settings) lockFlows(flows [][2]netip.AddrPort) error {
 	if set.tap != nil {
@@ -112,4 +120,12 @@ type FlowsLocker interface {
 	Locker
 	LockFlows(flows [][2]netip.AddrPort) error
 	UnlockFlows(flows [][2]netip.AddrPort) error
+}
+
+// A FlowsPreparer is a FlowsLocker that locks flows in less time if it has been told
+// of them before. PrepareFlows has no effect on their packets, and nobody is obliged
+// to lock them then; UnlockFlows is for those too that are only prepared.
+type FlowsPreparer interface {
+	FlowsLocker
+	PrepareFlows(flows [][2]netip.AddrPort) error
 }

@@ -19,8 +19,8 @@ import (
 const inChunk = 32
 
 // SaveAll reads the options of many sockets, which the flow of packets does not
-// change, locks their flows in one transaction ([WithLock], [FlowsLocker]), pauses and
-// saves them, and writes their snapshots to w while it
+// change, locks their flows in one transaction ([WithLock], [FlowsLocker],
+// [FlowsPreparer]), pauses and saves them, and writes their snapshots to w while it
 // works, in the order of fds and one behind the other, as WriteTo does; w gets one
 // call at a time. Their programs must be stopped before. Memory does not grow with what is in the queues: a worker has at
 // most one large snapshot, or 1 MiB of small ones.
@@ -51,7 +51,11 @@ func SaveAll(w io.Writer, fds []int, options ...Option) (*Batch, error) {
 		m.paused = m.err == nil // will be
 	})
 	flows := b.flows()
-	if err := b.set.lockFlows(flows); err != nil {
+	err := b.set.prepareFlows(flows)
+	if err == nil {
+		err = b.set.lockFlows(flows)
+	}
+	if err != nil {
 		b.disclaim()
 		return nil, &OpError{Op: "lock", Err: errors.Join(err, b.set.unlockFlows(flows))}
 	}
@@ -61,7 +65,7 @@ func SaveAll(w io.Writer, fds []int, options ...Option) (*Batch, error) {
 	out := &orderedWriter{to: w}
 	out.turned.L = &out.mu
 	savers := sync.Pool{New: func() any { return &saver{out: out} }} // one for each worker
-	err := b.chunks(len(fds), func(chunk, from, to int) error {
+	err = b.chunks(len(fds), func(chunk, from, to int) error {
 		s := savers.Get().(*saver)
 		defer savers.Put(s)
 		s.chunk = chunk

@@ -156,31 +156,36 @@ func expectFD(t *testing.T, fd int, want []byte) {
 
 // A countingLock counts the transactions of a lock.
 type countingLock struct {
-	soccr.FlowsLocker
-	locks, unlocks, singles atomic.Int32
-	fail                    error
+	soccr.FlowsPreparer
+	prepares, locks, unlocks, singles atomic.Int32
+	fail                              error
+}
+
+func (l *countingLock) PrepareFlows(flows [][2]netip.AddrPort) error {
+	l.prepares.Add(1)
+	return l.FlowsPreparer.PrepareFlows(flows)
 }
 
 func (l *countingLock) LockFlows(flows [][2]netip.AddrPort) error {
 	l.locks.Add(1)
-	return errors.Join(l.fail, l.FlowsLocker.LockFlows(flows))
+	return errors.Join(l.fail, l.FlowsPreparer.LockFlows(flows))
 }
 
 func (l *countingLock) UnlockFlows(flows [][2]netip.AddrPort) error {
 	l.unlocks.Add(1)
-	return l.FlowsLocker.UnlockFlows(flows)
+	return l.FlowsPreparer.UnlockFlows(flows)
 }
 
 func (l *countingLock) UnlockFlow(local, remote netip.AddrPort) error {
 	l.singles.Add(1)
-	return l.FlowsLocker.UnlockFlow(local, remote)
+	return l.FlowsPreparer.UnlockFlow(local, remote)
 }
 
 func newBatchNetwork(tb testing.TB) (*network, *countingLock) {
 	h := hosttest.New(tb)
 	n := &network{here: h, there: h}
 	n.makeLock(tb)
-	return n, &countingLock{FlowsLocker: n.lock}
+	return n, &countingLock{FlowsPreparer: n.lock}
 }
 
 // A thousand connections move at once; what their programs have not read comes
@@ -243,6 +248,9 @@ func TestBatch(t *testing.T) {
 	}
 	for i, err := range restored.Failed() {
 		t.Errorf("connection %d: %v", i, err)
+	}
+	if n := lock.prepares.Load(); n != 1 {
+		t.Errorf("prepared %d times", n)
 	}
 	if lock.unlocks.Load() != 1 || lock.singles.Load() != 0 {
 		t.Errorf("unlocked in %d and %d transactions", lock.unlocks.Load(), lock.singles.Load())

@@ -232,7 +232,7 @@ func BenchmarkBatch(b *testing.B) {
 					n, lock := newBatchNetwork(b)
 					c := n.bothEnds(b, size)
 					defer c.forget()
-					timed := &timedLock{FlowsLocker: lock}
+					timed := &timedLock{FlowsPreparer: lock}
 					options := append(slices.Clone(way.options), soccr.WithLock(timed), soccr.WithWorkers(workers))
 					var moves []batchMove
 					hosttest.Do(b, n.here, func() error {
@@ -270,13 +270,13 @@ var batchWays = []struct {
 
 // A timedLock notes when flows are locked and unlocked.
 type timedLock struct {
-	soccr.FlowsLocker
+	soccr.FlowsPreparer
 	locking, locked, unlocking, unlocked time.Time
 }
 
 func (l *timedLock) LockFlows(flows [][2]netip.AddrPort) error {
 	start := time.Now()
-	err := l.FlowsLocker.LockFlows(flows)
+	err := l.FlowsPreparer.LockFlows(flows)
 	if l.locking.IsZero() { // RestoreAll finds them locked
 		l.locking, l.locked = start, time.Now()
 	}
@@ -286,7 +286,7 @@ func (l *timedLock) LockFlows(flows [][2]netip.AddrPort) error {
 func (l *timedLock) UnlockFlows(flows [][2]netip.AddrPort) error {
 	l.unlocking = time.Now()
 	defer func() { l.unlocked = time.Now() }()
-	return l.FlowsLocker.UnlockFlows(flows)
+	return l.FlowsPreparer.UnlockFlows(flows)
 }
 
 // A batchMove is how long the stages of a move took.

@@ -67,7 +67,8 @@
 // A [Batch] moves thousands of connections on all cores: [SaveAll] writes their
 // snapshots one behind the other to an io.Writer while it works, and [RestoreAll]
 // restores them while it reads. Each connection is moved whole or stays as it was.
-// Their flows are locked, and unlocked, in one transaction ([FlowsLocker]).
+// Their flows are locked, and unlocked, in one transaction ([FlowsLocker]),
+// which is short because the lock is told of them before ([FlowsPreparer]).
 //
 // A move costs as much as the system calls that it takes, half of which read the
 // socket options. Who knows these, or checks by other means, leaves that out:

@@ -200,7 +200,7 @@ func milliseconds(d time.Duration) float64 { return float64(d) / 1e6 }
 func (r *reporter) moves(t *testing.T, size, workers int, options []soccr.Option) (moves []batchMove) {
 	n, lock := newBatchNetwork(t)
 	c := n.bothEnds(t, size)
-	timed := &timedLock{FlowsLocker: lock}
+	timed := &timedLock{FlowsPreparer: lock}
 	options = append(slices.Clone(options), soccr.WithLock(timed), soccr.WithWorkers(workers))
 	hosttest.Do(t, n.here, func() error {
 		for range max(r.effort*min(100, 10_000/size)/10, 2+r.effort/5) {

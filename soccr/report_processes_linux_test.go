@@ -33,7 +33,7 @@ func movePart(t *testing.T) {
 	n := &network{here: here, there: here}
 	n.makeLock(t)
 	c := n.bothEnds(t, size)
-	timed := &timedLock{FlowsLocker: n.lock}
+	timed := &timedLock{FlowsPreparer: n.lock}
 	options := append(slices.Clone(batchWays[way].options), soccr.WithLock(timed), soccr.WithWorkers(1))
 	fmt.Println(0, 0)
 	for in := bufio.NewReader(os.Stdin); ; {

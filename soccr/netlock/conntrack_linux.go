@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -35,7 +36,7 @@ func (l *Lock) track(flows []Flow) error {
 	if err := l.usable(); err != nil {
 		return err
 	}
-	wanted, err := onWire(flows)
+	wanted, err := l.onWire(slices.Values(flows))
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,8 @@
 //	defer lock.Close()
 //	err = lock.Add(netlock.Flow{Local: local, Remote: remote})
 //
-// A *Lock is the Locker that package soccr asks for. [Namespace] locks all that a
+// A *Lock is the Locker that package soccr asks for. Many flows are locked in little
+// time if they were named before ([Lock.Prepare]). [Namespace] locks all that a
 // network namespace sends and receives.
 //
 // # Listeners

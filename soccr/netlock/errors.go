@@ -30,7 +30,7 @@ var hints = map[error]string{
 
 // An OpError says which operation on a lock failed, and why.
 type OpError struct {
-	Op  string // "new", "namespace", "add", "remove", "renew", "track", "allow mark", "close", "explain"
+	Op  string // "new", "namespace", "add", "prepare", "remove", "renew", "track", "allow mark", "close", "explain"
 	Err error
 }
 

@@ -8,7 +8,7 @@ import (
 	"github.com/gosoccr/gosoccr/soccr"
 )
 
-var _ soccr.FlowsLocker = (*Lock)(nil)
+var _ soccr.FlowsPreparer = (*Lock)(nil)
 
 // Pairs are flows: all of them are locked, and unlocked.
 func TestLockFlows(t *testing.T) {

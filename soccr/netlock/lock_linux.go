@@ -2,6 +2,7 @@ package netlock
 
 import (
 	"errors"
+	"iter"
 	"net/netip"
 	"slices"
 	"sync"
@@ -20,10 +21,12 @@ type Lock struct {
 
 	mu      sync.Mutex
 	closed  bool
-	lost    error          // once set, the lock is off for good
-	renewed time.Time      // when all leases started anew, or before
-	flows   map[Flow]group // as on the wire
-	members []int          // how many flows each group has
+	lost    error           // once set, the lock is off for good
+	renewed time.Time       // when all leases started anew, or before
+	flows   map[Flow]member // locked or prepared, as on the wire
+	groups  []groupState
+	calls   uint
+	wire    []placed // memory of onWire
 
 	listeners map[netip.AddrPort]bool // as on the wire
 
@@ -32,6 +35,7 @@ type Lock struct {
 	// trackers is how many want conntrack to see injected segments.
 	trackers int
 
+	untidy  chan struct{} // there may be something to sweep
 	stop    chan struct{}
 	stopped sync.WaitGroup
 }
@@ -73,8 +77,9 @@ func newLock(options []Option, fill func(*table, *transaction) error) (*Lock, er
 		table:   t,
 		timeout: c.timeout,
 		renewed: now,
-		flows:   map[Flow]group{},
-		members: []int{0},
+		flows:   map[Flow]member{},
+		groups:  []groupState{{leased: true}},
+		untidy:  make(chan struct{}, 1),
 		stop:    make(chan struct{}),
 
 		listeners: map[netip.AddrPort]bool{},
@@ -91,87 +96,78 @@ func newLock(options []Option, fill func(*table, *transaction) error) (*Lock, er
 // the process has no CAP_NET_ADMIN in the first user namespace) is prepared in
 // several, without effect on any packet, and put in force by a last one.
 func (l *Lock) Add(flows ...Flow) error {
-	return opError("add", l.add(flows))
+	return opError("add", l.add(slices.Values(flows)))
 }
 
-func (l *Lock) add(flows []Flow) error {
+func (l *Lock) add(flows iter.Seq[Flow]) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.usable(); err != nil {
 		return err
 	}
-	wanted, err := onWire(flows)
+	wanted, err := l.onWire(flows)
 	if err != nil || l.whole {
 		return err
 	}
-	wanted = slices.DeleteFunc(wanted, func(f placed) bool {
-		if _, locked := l.flows[f.Flow]; locked {
-			return true
-		}
-		l.flows[f.Flow] = 0 // a second time it is locked
-		return false
-	})
-	if len(wanted) == 0 {
+	var groups []group // that are prepared
+	if slices.ContainsFunc(l.groups, groupState.prepared) {
+		groups = l.named(wanted)
+		groups = slices.DeleteFunc(groups, func(g group) bool { return l.groups[g].leased })
+	}
+	wanted = l.enter(wanted)
+	if len(wanted)+len(groups) == 0 {
 		return nil
 	}
-	if err := l.lock(wanted); err != nil {
-		for _, f := range wanted {
-			delete(l.flows, f.Flow)
+	single := wanted
+	if len(wanted) > l.table.capacity {
+		var g group
+		if g, err = l.place(wanted); err == nil {
+			single, groups = nil, append(groups, g)
 		}
-		return l.noteLoss(err)
+	}
+	if err == nil {
+		err = l.table.change(unix.NFT_MSG_NEWSETELEM, single, groups)
+	}
+	if err != nil {
+		l.leave(wanted)
+		return l.noteLoss(errors.Join(err, l.sweep()))
+	}
+	for _, g := range groups {
+		l.groups[g].leased = true
 	}
 	return nil
 }
 
-// lock puts flows that are not locked into a group and into force.
-func (l *Lock) lock(wanted []placed) error {
-	g, err := l.groupFor(len(wanted))
-	if err != nil {
+// Prepare tells the kernel which flows will be locked, without effect on any
+// packet. Then one call of Add that names them all takes one small transaction,
+// however many they are, and so does one of Remove: what is known before a program
+// is stopped is best prepared before.
+//
+// Flows that are locked or prepared already stay so. What one call has prepared is
+// forgotten when Add or Remove names only some of it; Add locks these all the same.
+// On error nothing more is prepared than before.
+func (l *Lock) Prepare(flows ...Flow) error {
+	return opError("prepare", l.prepare(slices.Values(flows)))
+}
+
+func (l *Lock) prepare(flows iter.Seq[Flow]) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.usable(); err != nil {
 		return err
 	}
-	if g != 0 {
-		for i := range wanted {
-			wanted[i].in = g
-			l.flows[wanted[i].Flow] = g
-		}
+	wanted, err := l.onWire(flows)
+	if err != nil || l.whole {
+		return err
 	}
-	added := 0
-	for some := range slices.Chunk(wanted, l.table.capacity) {
-		if err = l.table.change(unix.NFT_MSG_NEWSETELEM, some); err != nil {
-			break
-		}
-		added += len(some)
+	if wanted = l.enter(wanted); len(wanted) == 0 {
+		return nil
 	}
-	if err == nil && g != 0 {
-		err = l.table.grant(g)
+	if _, err := l.place(wanted); err != nil {
+		l.leave(wanted)
+		return l.noteLoss(errors.Join(err, l.sweep()))
 	}
-	if err != nil {
-		// What was added before the error is in a group without a lease and
-		// locks nothing.
-		_, undo := l.delete(wanted[:added])
-		return errors.Join(err, undo)
-	}
-	l.members[g] += len(wanted)
 	return nil
-}
-
-// groupFor gives the group to add n flows to: the first if one transaction can
-// hold them, else one that is empty and has no lease.
-func (l *Lock) groupFor(n int) (group, error) {
-	if n <= l.table.capacity {
-		return 0, nil
-	}
-	for i, members := range l.members {
-		if members == 0 && i != 0 {
-			return group(i), nil
-		}
-	}
-	g := group(len(l.members))
-	if err := l.table.newGroup(g); err != nil {
-		return 0, err
-	}
-	l.members = append(l.members, 0)
-	return g, nil
 }
 
 // Remove unlocks flows; those that are not locked are left alone. When it fails,
@@ -180,68 +176,62 @@ func (l *Lock) groupFor(n int) (group, error) {
 //
 // If it returns [ErrLost], packets may have reached the sockets of any flow.
 func (l *Lock) Remove(flows ...Flow) error {
-	return opError("remove", l.remove(flows))
+	return opError("remove", l.remove(slices.Values(flows)))
 }
 
-func (l *Lock) remove(flows []Flow) error {
+func (l *Lock) remove(flows iter.Seq[Flow]) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.usable(); err != nil {
 		return err
 	}
-	wire, err := onWire(flows)
+	wire, err := l.onWire(flows)
 	if err != nil || l.whole {
 		return err
 	}
-	locked := wire[:0]
-	for _, f := range wire {
-		if g, ok := l.flows[f.Flow]; ok {
-			delete(l.flows, f.Flow) // a second time it is not locked
-			locked = append(locked, placed{f.Flow, g})
+	groups := l.named(wire)
+	groups = slices.DeleteFunc(groups, func(g group) bool {
+		if l.groups[g].leased {
+			return false
+		}
+		l.forget(g)
+		return true
+	})
+	locked := slices.DeleteFunc(wire, func(f placed) bool { return f.in == nowhere || !l.groups[f.in].leased })
+	n := 0
+	for i, f := range locked {
+		if !slices.Contains(groups, f.in) {
+			locked[i], locked[n] = locked[n], f
+			n++
 		}
 	}
-	deleted, err := l.delete(locked)
-	for _, f := range locked[:deleted] {
-		l.members[f.in]--
-		if l.members[f.in] == 0 && f.in != 0 {
-			err = errors.Join(err, l.table.revoke(f.in))
+	single, together := locked[:n], locked[n:]
+	for len(single)+len(groups) > 0 {
+		some := single[:min(len(single), l.table.capacity)]
+		if err := l.table.change(unix.NFT_MSG_DELSETELEM, some, groups); err != nil {
+			return l.noteLoss(err)
 		}
-	}
-	for _, f := range locked[deleted:] {
-		l.flows[f.Flow] = f.in
-	}
-	return l.noteLoss(err)
-}
-
-// delete takes flows out of their groups and returns how many it could.
-func (l *Lock) delete(flows []placed) (int, error) {
-	deleted := 0
-	for some := range slices.Chunk(flows, l.table.capacity) {
-		if err := l.table.change(unix.NFT_MSG_DELSETELEM, some); err != nil {
-			return deleted, err
+		for _, g := range groups {
+			l.groups[g].leased = false
 		}
-		deleted += len(some)
+		l.leave(together)
+		l.leave(some)
+		together, groups, single = nil, nil, single[len(some):]
 	}
-	return deleted, nil
+	return nil
 }
 
-// A placed flow is in a group, or about to be.
-type placed struct {
-	Flow
-	in group
-}
-
-// onWire gives flows as packets show them, in the first group.
-func onWire(flows []Flow) ([]placed, error) {
-	wire := make([]placed, len(flows))
-	for i, f := range flows {
+// onWire gives flows as packets show them, until it is called again.
+func (l *Lock) onWire(flows iter.Seq[Flow]) ([]placed, error) {
+	l.wire = l.wire[:0]
+	for f := range flows {
 		w, err := f.onWire()
 		if err != nil {
 			return nil, err
 		}
-		wire[i].Flow = w
+		l.wire = append(l.wire, placed{Flow: w})
 	}
-	return wire, nil
+	return l.wire, nil
 }
 
 // LockFlow is Add for one flow. With UnlockFlow it makes a Lock the Locker that
@@ -257,17 +247,27 @@ func (l *Lock) UnlockFlow(local, remote netip.AddrPort) error {
 
 // LockFlows is Add for pairs of the local and the remote end. With UnlockFlows it
 // makes a Lock the FlowsLocker that package soccr asks for.
-func (l *Lock) LockFlows(flows [][2]netip.AddrPort) error { return l.Add(pairs(flows)...) }
+func (l *Lock) LockFlows(flows [][2]netip.AddrPort) error { return opError("add", l.add(pairs(flows))) }
+
+// PrepareFlows is Prepare for such pairs. It makes a Lock the FlowsPreparer that
+// package soccr can make use of.
+func (l *Lock) PrepareFlows(flows [][2]netip.AddrPort) error {
+	return opError("prepare", l.prepare(pairs(flows)))
+}
 
 // UnlockFlows is Remove for such pairs.
-func (l *Lock) UnlockFlows(flows [][2]netip.AddrPort) error { return l.Remove(pairs(flows)...) }
+func (l *Lock) UnlockFlows(flows [][2]netip.AddrPort) error {
+	return opError("remove", l.remove(pairs(flows)))
+}
 
-func pairs(ends [][2]netip.AddrPort) []Flow {
-	flows := make([]Flow, len(ends))
-	for i, e := range ends {
-		flows[i] = Flow{Local: e[0], Remote: e[1]}
+func pairs(ends [][2]netip.AddrPort) iter.Seq[Flow] {
+	return func(yield func(Flow) bool) {
+		for _, e := range ends {
+			if !yield(Flow{Local: e[0], Remote: e[1]}) {
+				return
+			}
+		}
 	}
-	return flows
 }
 
 // Close unlocks everything and removes the table. Whatever it returns, the lock
@@ -324,7 +324,8 @@ func (l *Lock) noteLoss(err error) error {
 	return err
 }
 
-// keepRenewing starts the time of the leases anew until the lock is closed or lost.
+// keepRenewing starts the time of the leases anew until the lock is closed or lost,
+// and sweeps.
 func (l *Lock) keepRenewing() {
 	tick := time.NewTicker(l.timeout / 3)
 	defer tick.Stop()
@@ -336,6 +337,8 @@ func (l *Lock) keepRenewing() {
 			if !l.renew() {
 				return
 			}
+		case <-l.untidy:
+			l.tidy()
 		}
 	}
 }
@@ -349,15 +352,16 @@ func (l *Lock) renew() bool {
 	if l.closed || l.lostBy(now) != nil {
 		return false
 	}
-	leased := []group{0}
-	for i, members := range l.members {
-		if members != 0 && i != 0 {
+	var leased []group
+	for i, s := range l.groups {
+		if s.leased {
 			leased = append(leased, group(i))
 		}
 	}
 	err := l.table.renew(leased)
 	if err == nil {
 		l.renewed = now
+		err = l.sweep()
 	}
 	return !errors.Is(l.noteLoss(err), ErrLost)
 }

@@ -216,15 +216,18 @@ func TestManyFlows(t *testing.T) {
 			conn.wantLocked(other)
 			must(t, l.Remove(flows...))
 			conn.wantFree()
+			if !l.renew() {
+				t.Error("the lock is lost")
+			}
 			if n := elementsIn(t, a, l); n != 0 {
 				t.Errorf("%d flows left in the kernel", n)
 			}
 			// Again, in what the first time has left.
-			groups := len(l.members)
+			groups := len(l.groups)
 			must(t, l.Add(flows...))
 			conn.wantLocked(other)
-			if len(l.members) != groups {
-				t.Errorf("%d groups, there were %d", len(l.members), groups)
+			if len(l.groups) != groups {
+				t.Errorf("%d groups, there were %d", len(l.groups), groups)
 			}
 		})
 	}
@@ -246,13 +249,13 @@ func TestAddAtOnce(t *testing.T) {
 	a, _, conn, other := pair(t)
 	l := newTestLock(t, a)
 	l.table.capacity = 1
-	g, err := l.groupFor(2)
+	g, err := l.emptyGroup()
 	must(t, err)
-	must(t, l.table.change(unix.NFT_MSG_NEWSETELEM, []placed{{conn.Flow, g}}))
+	must(t, l.table.change(unix.NFT_MSG_NEWSETELEM, []placed{{conn.Flow, g}}, nil))
 	conn.wantFree()
-	must(t, l.table.grant(g))
+	must(t, l.table.change(unix.NFT_MSG_NEWSETELEM, nil, []group{g}))
 	conn.wantLocked(other)
-	must(t, l.table.revoke(g))
+	must(t, l.table.change(unix.NFT_MSG_DELSETELEM, nil, []group{g}))
 	conn.wantFree()
 }
 
@@ -262,7 +265,8 @@ func TestAllOrNothing(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		capacity int
-	}{{"one transaction", 1 << 20}, {"several transactions", 7}} {
+		left     int // what the kernel had before, unless the set is emptied
+	}{{"one transaction", 1 << 20, 1}, {"several transactions", 7, 0}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			a, _, conn, other := pair(t)
@@ -274,18 +278,22 @@ func TestAllOrNothing(t *testing.T) {
 			}
 			// Make the kernel refuse the last flow: it is there already, which
 			// the lock does not know.
-			g, err := l.groupFor(len(flows))
-			must(t, err)
+			var g group
+			if c.capacity < len(flows) {
+				var err error
+				g, err = l.emptyGroup()
+				must(t, err)
+			}
 			there := []placed{{flows[50], g}}
-			must(t, l.table.change(unix.NFT_MSG_NEWSETELEM, there))
+			must(t, l.table.change(unix.NFT_MSG_NEWSETELEM, there, nil))
 			if err := l.Add(flows...); !errors.Is(err, unix.EEXIST) {
 				t.Errorf("a flow that is there: %v, want EEXIST", err)
 			}
-			if n := elementsIn(t, a, l); n != 1 {
-				t.Errorf("%d flows in the kernel, want that one", n)
+			if n := elementsIn(t, a, l); n != c.left {
+				t.Errorf("%d flows in the kernel, want %d", n, c.left)
 			}
 			conn.wantFree()
-			must(t, l.table.change(unix.NFT_MSG_DELSETELEM, there))
+			must(t, l.table.change(unix.NFT_MSG_DELSETELEM, there[:c.left], nil))
 			must(t, l.Add(flows...))
 			conn.wantLocked(other)
 		})

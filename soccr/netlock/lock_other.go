@@ -20,6 +20,9 @@ func Namespace(...Option) (*Lock, error) { return nil, opError("namespace", erro
 // Add needs Linux.
 func (*Lock) Add(...Flow) error { return opError("add", errors.ErrUnsupported) }
 
+// Prepare needs Linux.
+func (*Lock) Prepare(...Flow) error { return opError("prepare", errors.ErrUnsupported) }
+
 // Remove needs Linux.
 func (*Lock) Remove(...Flow) error { return opError("remove", errors.ErrUnsupported) }
 
@@ -35,6 +38,11 @@ func (*Lock) UnlockFlow(local, remote netip.AddrPort) error {
 
 // LockFlows needs Linux.
 func (*Lock) LockFlows([][2]netip.AddrPort) error { return opError("add", errors.ErrUnsupported) }
+
+// PrepareFlows needs Linux.
+func (*Lock) PrepareFlows([][2]netip.AddrPort) error {
+	return opError("prepare", errors.ErrUnsupported)
+}
 
 // UnlockFlows needs Linux.
 func (*Lock) UnlockFlows([][2]netip.AddrPort) error {

@@ -264,17 +264,12 @@ func (t *table) newGroup(g group) error {
 	return t.commit(tx)
 }
 
-// grant gives a group its lease, so that its flows are locked.
-func (t *table) grant(g group) error {
+// empty takes all flows out of a group.
+func (t *table) empty(g group) error {
 	tx := t.begin()
-	tx.lease(unix.NFT_MSG_NEWSETELEM, g)
-	return t.commit(tx)
-}
-
-// revoke ends a group's lease.
-func (t *table) revoke(g group) error {
-	tx := t.begin()
-	tx.lease(unix.NFT_MSG_DELSETELEM, g)
+	for _, name := range []string{g.flows4(), g.flows6()} {
+		tx.flush(name)
+	}
 	return t.commit(tx)
 }
 
@@ -289,10 +284,14 @@ func (t *table) renew(groups []group) error {
 	return t.commit(tx)
 }
 
-// change puts flows into their groups (NFT_MSG_NEWSETELEM) or takes them out
-// (NFT_MSG_DELSETELEM), in one transaction of at most t.capacity flows.
-func (t *table) change(kind int, flows []placed) error {
+// change puts flows into their groups and gives some groups their lease
+// (NFT_MSG_NEWSETELEM), or takes flows out and ends leases (NFT_MSG_DELSETELEM), in
+// one transaction of at most t.capacity flows.
+func (t *table) change(kind int, flows []placed, leases []group) error {
 	tx := t.begin()
+	for _, g := range leases {
+		tx.lease(kind, g)
+	}
 	var sets []flowSet // a group has two, and there are few groups
 	for i := range flows {
 		if s := flows[i].set(); !slices.Contains(sets, s) {

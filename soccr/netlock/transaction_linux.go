@@ -265,6 +265,11 @@ func (t *transaction) elements(kind int, set string, add func()) {
 	t.end()
 }
 
+// flush takes all elements out of a set (nft_set_flush, Linux 4.10).
+func (t *transaction) flush(set string) {
+	t.add(unix.NFT_MSG_DELSETELEM, 0, attrString(unix.NFTA_SET_ELEM_LIST_SET, set))
+}
+
 // element adds an element to the message.
 func (t *transaction) element(key []byte) {
 	e := t.open(unix.NFTA_LIST_ELEM | unix.NLA_F_NESTED)
