@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -48,9 +49,9 @@ type table struct {
 // A group has a number; group 0 is made with the table.
 type group int
 
-func (g group) flows4() string { return fmt.Sprintf("flows4_%d", g) }
-func (g group) flows6() string { return fmt.Sprintf("flows6_%d", g) }
-func (g group) lease() string  { return fmt.Sprintf("lease_%d", g) }
+func (g group) flows4() string { return "flows4_" + strconv.Itoa(int(g)) }
+func (g group) flows6() string { return "flows6_" + strconv.Itoa(int(g)) }
+func (g group) lease() string  { return "lease_" + strconv.Itoa(int(g)) }
 
 // set describes an nftables set.
 type set struct {

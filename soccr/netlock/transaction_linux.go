@@ -101,14 +101,12 @@ func (t *transaction) string(kind uint16, s string) {
 	t.close(at)
 }
 
-// errNoAnswer cannot happen: nfnetlink_rcv_batch answers before write returns.
-var errNoAnswer = errors.New("the kernel did not answer")
-
-// commit sends the transaction and reads the kernel's verdict. Only the last
-// message asks for an acknowledgement; any may be answered by an error.
+// commit sends the transaction and reads what the kernel has against it. No message
+// asks for an acknowledgement: its arrival would wake the thread that waits for all
+// of Go's sockets, which takes longer than the transaction. The kernel has answered
+// before write returns (nfnetlink_rcv_batch), with an error if there is one; if it has
+// no memory for that, reading fails (netlink_ack).
 func (t *transaction) commit(conn syscall.RawConn) error {
-	flags := binary.NativeEndian.Uint16(t.batch[t.last+6:]) | uint16(netlink.Acknowledge)
-	binary.NativeEndian.PutUint16(t.batch[t.last+6:], flags)
 	t.start(unix.NFNL_MSG_BATCH_END, 0, unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	var verdict error
 	err := conn.Control(func(fd uintptr) {
@@ -125,10 +123,9 @@ func (t *transaction) commit(conn syscall.RawConn) error {
 const answerSize = unix.SizeofNlMsghdr + 4
 
 // answers reads what the kernel has answered, into buf, and returns the first
-// error. The acknowledgement of the last message is the last answer, and the only
-// one if all went well. What cannot be read stays in the socket, so it tries again:
-// without the answers nobody knows what the table holds, and the next transaction
-// would take them for its own.
+// error. What cannot be read stays in the socket, so it tries again: without the
+// answers nobody knows what the table holds, and the next transaction would take them
+// for its own.
 func answers(fd int, buf []byte) error {
 	var verdict error
 	for failed := 0; ; {
@@ -136,10 +133,8 @@ func answers(fd int, buf []byte) error {
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
-		case errors.Is(err, unix.EAGAIN) && verdict != nil:
-			return verdict
 		case errors.Is(err, unix.EAGAIN):
-			return errNoAnswer
+			return verdict
 		case err != nil && failed < 3:
 			failed++
 			continue
@@ -148,11 +143,9 @@ func answers(fd int, buf []byte) error {
 		case n < answerSize || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR || verdict != nil:
 			continue
 		}
-		code := int32(binary.NativeEndian.Uint32(buf[unix.SizeofNlMsghdr:]))
-		if code == 0 {
-			return nil
+		if code := int32(binary.NativeEndian.Uint32(buf[unix.SizeofNlMsghdr:])); code != 0 {
+			verdict = unix.Errno(-code)
 		}
-		verdict = unix.Errno(-code)
 	}
 }
 
