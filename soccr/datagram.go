@@ -71,81 +71,75 @@ const (
 	maxSources  = 64 // net.ipv4.igmp_max_msf is 10 by default
 )
 
-var datagramRules = []rule[DatagramSnapshot]{
-	{"Raw", "0 if Lite or Ping, which exclude each other",
-		func(d *DatagramSnapshot) any { return d.Raw },
-		func(d *DatagramSnapshot) bool {
-			kinds := 0
-			for _, is := range [...]bool{d.Lite, d.Ping, d.Raw != 0} {
-				if is {
-					kinds++
-				}
-			}
-			return kinds <= 1
-		}},
-	{"Local", "an address, with a zone only if link-local",
-		func(d *DatagramSnapshot) any { return d.Local },
-		func(d *DatagramSnapshot) bool { return validDatagramEnd(d.Local.Addr()) }},
-	{"Remote", "none, or an address of Local's family, which is not unspecified then",
-		func(d *DatagramSnapshot) any { return d.Remote },
-		func(d *DatagramSnapshot) bool {
-			if d.Remote == (netip.AddrPort{}) {
-				return true
-			}
-			remote := d.Remote.Addr()
-			return validDatagramEnd(remote) && !remote.Unmap().IsUnspecified() && family(remote) == family(d.Local.Addr()) &&
-				(!d.isUDP() || d.Remote.Port() != 0 && d.Local.Port() != 0 && !d.Local.Addr().Unmap().IsUnspecified())
-		}},
-	{"Options.Congestion", "empty",
-		func(d *DatagramSnapshot) any { return d.Options.Congestion },
-		func(d *DatagramSnapshot) bool { return d.Options.Congestion == "" }},
-	{"Options.ReadShutdown", "false",
-		func(d *DatagramSnapshot) any { return d.Options.ReadShutdown },
-		func(d *DatagramSnapshot) bool { return !d.Options.ReadShutdown }},
-	{"Options.PeekOffset", "at most 2147483647, and 0 when off",
-		func(d *DatagramSnapshot) any { return d.Options.PeekOffset },
-		func(d *DatagramSnapshot) bool {
-			return d.Options.PeekOffset == 0 || d.Options.PeekOffsetOn && d.Options.PeekOffset <= maxInt
-		}},
-	{"Options.RecvBuffer", "at most 2147483647",
-		func(d *DatagramSnapshot) any { return d.Options.RecvBuffer },
-		func(d *DatagramSnapshot) bool { return d.Options.RecvBuffer <= maxInt }},
-	{"Options.SendBuffer", "at most 2147483647",
-		func(d *DatagramSnapshot) any { return d.Options.SendBuffer },
-		func(d *DatagramSnapshot) bool { return d.Options.SendBuffer <= maxInt }},
-	{"Options.BufferLock", "bits 0 and 1 at most",
-		func(d *DatagramSnapshot) any { return d.Options.BufferLock },
-		func(d *DatagramSnapshot) bool { return d.Options.BufferLock <= 3 }},
-	{"Options.Settings", "options that are kept of such a socket, by rising name, with values that they can have",
-		func(d *DatagramSnapshot) any { return wrongSetting(d.Options.Settings, d.sockets()) },
-		func(d *DatagramSnapshot) bool { return wrongSetting(d.Options.Settings, d.sockets()) == "" }},
-	{"Groups", "at most 256 different multicast groups, of the socket's family or, unless Raw, of IPv4, on devices, with at most 64 sources each",
-		func(d *DatagramSnapshot) any { return len(d.Groups) },
-		func(d *DatagramSnapshot) bool {
-			for i := range min(len(d.Groups), maxGroups) {
-				g := &d.Groups[i]
-				again := func(other Group) bool { return other.Addr == g.Addr && other.Device == g.Device }
-				if !g.valid(d) || slices.ContainsFunc(d.Groups[:i], again) {
-					return false
-				}
-			}
-			return len(d.Groups) <= maxGroups
-		}},
-	{"RecvQueue", "at most MaxDatagrams datagrams of 65535 bytes, in 128 segments, between addresses of one family, and only UDP's",
-		func(d *DatagramSnapshot) any { return len(d.RecvQueue) },
-		func(d *DatagramSnapshot) bool {
-			for i := range d.RecvQueue {
-				if !d.RecvQueue[i].valid(d.Local.Addr()) {
-					return false
-				}
-			}
-			return len(d.RecvQueue) <= MaxDatagrams && (d.isUDP() || len(d.RecvQueue) == 0)
-		}},
-}
-
 // Validate reports the first field that keeps the socket from being restored, as an
 // ErrInvalidSnapshot inside a *FieldError, or nil.
-func (d *DatagramSnapshot) Validate() error { return broken(datagramRules, d) }
+func (d *DatagramSnapshot) Validate() error {
+	o := &d.Options
+	switch false { // each case is what has to hold
+	case d.kinds() <= 1:
+		return invalid("Raw", d.Raw, "0 if Lite or Ping, which exclude each other")
+	case validDatagramEnd(d.Local.Addr()):
+		return invalid("Local", d.Local, "an address, with a zone only if link-local")
+	case d.Remote == (netip.AddrPort{}) || d.validRemote():
+		return invalid("Remote", d.Remote, "none, or an address of Local's family, which is not unspecified then")
+	case o.Congestion == "":
+		return invalid("Options.Congestion", o.Congestion, "empty")
+	case !o.ReadShutdown:
+		return invalid("Options.ReadShutdown", o.ReadShutdown, "false")
+	case o.PeekOffset == 0 || o.PeekOffsetOn && o.PeekOffset <= maxInt:
+		return invalid("Options.PeekOffset", o.PeekOffset, "at most 2147483647, and 0 when off")
+	case o.RecvBuffer <= maxInt:
+		return invalid("Options.RecvBuffer", o.RecvBuffer, "at most 2147483647")
+	case o.SendBuffer <= maxInt:
+		return invalid("Options.SendBuffer", o.SendBuffer, "at most 2147483647")
+	case o.BufferLock <= 3:
+		return invalid("Options.BufferLock", o.BufferLock, "bits 0 and 1 at most")
+	case d.validGroups():
+		return invalid("Groups", len(d.Groups), "at most 256 different multicast groups, of the socket's family or, unless Raw, of IPv4, on devices, with at most 64 sources each")
+	case d.validQueue():
+		return invalid("RecvQueue", len(d.RecvQueue), "at most MaxDatagrams datagrams of 65535 bytes, in 128 segments, between addresses of one family, and only UDP's")
+	}
+	if wrong := wrongSetting(o.Settings, d.sockets()); wrong != "" {
+		return invalid("Options.Settings", wrong, wantSettings)
+	}
+	return nil
+}
+
+// kinds counts what the socket is said to be.
+func (d *DatagramSnapshot) kinds() (n int) {
+	for _, is := range [...]bool{d.Lite, d.Ping, d.Raw != 0} {
+		if is {
+			n++
+		}
+	}
+	return n
+}
+
+func (d *DatagramSnapshot) validRemote() bool {
+	remote := d.Remote.Addr()
+	return validDatagramEnd(remote) && !remote.Unmap().IsUnspecified() && family(remote) == family(d.Local.Addr()) &&
+		(!d.isUDP() || d.Remote.Port() != 0 && d.Local.Port() != 0 && !d.Local.Addr().Unmap().IsUnspecified())
+}
+
+func (d *DatagramSnapshot) validGroups() bool {
+	for i := range min(len(d.Groups), maxGroups) {
+		g := &d.Groups[i]
+		again := func(other Group) bool { return other.Addr == g.Addr && other.Device == g.Device }
+		if !g.valid(d) || slices.ContainsFunc(d.Groups[:i], again) {
+			return false
+		}
+	}
+	return len(d.Groups) <= maxGroups
+}
+
+func (d *DatagramSnapshot) validQueue() bool {
+	for i := range d.RecvQueue {
+		if !d.RecvQueue[i].valid(d.Local.Addr()) {
+			return false
+		}
+	}
+	return len(d.RecvQueue) <= MaxDatagrams && (d.isUDP() || len(d.RecvQueue) == 0)
+}
 
 // validDatagramEnd reports whether a socket can be bound or connected to this.
 func validDatagramEnd(addr netip.Addr) bool {

@@ -149,7 +149,7 @@ func TestDatagramValidate(t *testing.T) {
 		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue[0].Data = make([]byte, 65536) }},
 		{"RecvQueue", func(d *DatagramSnapshot) { d.RecvQueue = make([]Datagram, MaxDatagrams+1) }},
 		{"RecvQueue", func(d *DatagramSnapshot) { d.Lite, d.Ping, d.Options.Settings = false, true, nil }},
-	}, datagramRules)
+	}, "datagram.go")
 }
 
 func FuzzUnmarshalDatagram(f *testing.F) {

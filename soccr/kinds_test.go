@@ -5,10 +5,14 @@ import (
 	"encoding"
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"testing"
 )
 
@@ -136,8 +140,41 @@ type breach[T any] struct {
 	how   func(*T)
 }
 
-// testValidate checks that each breach is found, and that there is one for each rule.
-func testValidate[T any, P travelling[T]](t *testing.T, every func() T, breaches []breach[T], rules []rule[T]) {
+// fieldsWithRules are the fields that the Validate of a type calls invalid, as its
+// source says.
+func fieldsWithRules[T any](t *testing.T, file string) (fields []string) {
+	t.Helper()
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := reflect.TypeFor[T]().Name()
+	for _, d := range parsed.Decls {
+		f, ok := d.(*ast.FuncDecl)
+		if !ok || f.Name.Name != "Validate" || f.Recv.List[0].Type.(*ast.StarExpr).X.(*ast.Ident).Name != of {
+			continue
+		}
+		for n := range ast.Preorder(f) {
+			if call, ok := n.(*ast.CallExpr); ok {
+				if name, ok := call.Fun.(*ast.Ident); ok && name.Name == "invalid" {
+					field, err := strconv.Unquote(call.Args[0].(*ast.BasicLit).Value)
+					if err != nil {
+						t.Fatal(err)
+					}
+					fields = append(fields, field)
+				}
+			}
+		}
+	}
+	if len(fields) == 0 {
+		t.Fatalf("no rules of %s in %s", of, file)
+	}
+	return fields
+}
+
+// testValidate checks that each breach is found, and that there is one for each rule
+// in a file.
+func testValidate[T any, P travelling[T]](t *testing.T, every func() T, breaches []breach[T], file string) {
 	broken := map[string]bool{}
 	for _, b := range breaches {
 		snap := every()
@@ -149,9 +186,9 @@ func testValidate[T any, P travelling[T]](t *testing.T, every func() T, breaches
 		}
 		broken[b.field] = true
 	}
-	for _, r := range rules {
-		if !broken[r.field] {
-			t.Errorf("no breach of the rule for %s", r.field)
+	for _, field := range fieldsWithRules[T](t, file) {
+		if !broken[field] {
+			t.Errorf("no breach of the rule for %s", field)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -42,37 +43,22 @@ func WithSharedPort() Option { return func(s *settings) { s.sharedPort = true } 
 // MaxPending is the most connections that a ListenerSnapshot can hold.
 const MaxPending = 65535
 
-var listenerRules = []rule[ListenerSnapshot]{
-	{"Local", "a unicast address or none, with a port",
-		func(l *ListenerSnapshot) any { return l.Local },
-		func(l *ListenerSnapshot) bool { return validBound(l.Local) && l.Local.Port() != 0 }},
-	{"Backlog", "at most 2147483647",
-		func(l *ListenerSnapshot) any { return l.Backlog },
-		func(l *ListenerSnapshot) bool { return l.Backlog <= maxInt }},
-	{"Options.Settings", "options that are kept of listeners, by rising name, with values that they can have",
-		func(l *ListenerSnapshot) any { return wrongSetting(l.Options.Settings, l.sockets()) },
-		func(l *ListenerSnapshot) bool { return wrongSetting(l.Options.Settings, l.sockets()) == "" }},
-	{"MD5Keys", "at most 256 keys of 1 to 80 bytes, each for another prefix of the socket's family or IPv4",
-		func(l *ListenerSnapshot) any { return len(l.MD5Keys) },
-		func(l *ListenerSnapshot) bool { return validMD5Keys(l.MD5Keys, l.Local.Addr()) }},
-	{"Pending", "at most MaxPending connections to the listener's port",
-		func(l *ListenerSnapshot) any { return len(l.Pending) },
-		func(l *ListenerSnapshot) bool {
-			for _, s := range l.Pending {
-				if s == nil || !s.Remote.IsValid() || s.Local.Port() != l.Local.Port() {
-					return false
-				}
-			}
-			return len(l.Pending) <= MaxPending
-		}},
-}
-
 // Validate reports the first field that keeps the listener from being restored, as
 // an ErrInvalidSnapshot inside a *FieldError, or nil. It validates the pending
 // connections too.
 func (l *ListenerSnapshot) Validate() error {
-	if err := broken(listenerRules, l); err != nil {
-		return err
+	switch false { // each case is what has to hold
+	case validBound(l.Local) && l.Local.Port() != 0:
+		return invalid("Local", l.Local, "a unicast address or none, with a port")
+	case l.Backlog <= maxInt:
+		return invalid("Backlog", l.Backlog, "at most 2147483647")
+	case validMD5Keys(l.MD5Keys, l.Local.Addr()):
+		return invalid("MD5Keys", len(l.MD5Keys), wantMD5Keys)
+	case len(l.Pending) <= MaxPending && !slices.ContainsFunc(l.Pending, l.cannotHold):
+		return invalid("Pending", len(l.Pending), "at most MaxPending connections to the listener's port")
+	}
+	if wrong := wrongSetting(l.Options.Settings, l.sockets()); wrong != "" {
+		return invalid("Options.Settings", wrong, wantSettings)
 	}
 	// The other options are those of any socket that is bound.
 	bound := Snapshot{State: StateClose, Local: l.Local, Options: l.Options}
@@ -87,6 +73,11 @@ func (l *ListenerSnapshot) Validate() error {
 		}
 	}
 	return nil
+}
+
+// cannotHold reports whether this is no connection to the listener's port.
+func (l *ListenerSnapshot) cannotHold(s *Snapshot) bool {
+	return s == nil || !s.Remote.IsValid() || s.Local.Port() != l.Local.Port()
 }
 
 // sockets is which options the listener can have.

@@ -133,7 +133,7 @@ func TestListenerValidate(t *testing.T) {
 		}},
 		{"Pending[1].MSS", func(l *ListenerSnapshot) { l.Pending[1].MSS = 0 }},
 		{"Options.BufferLock", func(l *ListenerSnapshot) { l.Options.BufferLock = 4 }},
-	}, listenerRules)
+	}, "listener.go")
 }
 
 func TestListensOn(t *testing.T) {

@@ -15,143 +15,82 @@ const (
 	maxName   = 15          // TCP_CA_NAME_MAX less the final zero
 )
 
-// A rule is something that the kernel or Restore depends on.
-type rule[T any] struct {
-	field string
-	want  string // for people
-	got   func(*T) any
-	ok    func(*T) bool
-}
-
-// broken is the first rule that a snapshot breaks, as an ErrInvalidSnapshot inside
-// a *FieldError, or nil.
-func broken[T any](rules []rule[T], s *T) error {
-	for i := range rules {
-		if r := &rules[i]; !r.ok(s) {
-			return &FieldError{Field: r.field, Want: r.want, Got: r.got(s), Err: ErrInvalidSnapshot}
-		}
-	}
-	return nil
-}
-
-// connected limits a rule to the states in which it means something.
-func connected(ok func(*Snapshot) bool) func(*Snapshot) bool {
-	return func(s *Snapshot) bool { return !s.State.row().connected || ok(s) }
-}
-
-var rules = []rule[Snapshot]{
-	{"State", "a state that can be moved",
-		func(s *Snapshot) any { return s.State },
-		func(s *Snapshot) bool { return s.State.row().movable }},
-	{"Local", "a unicast address with a port, a zone only if link-local",
-		func(s *Snapshot) any { return s.Local },
-		func(s *Snapshot) bool {
-			if s.State == StateClose && !s.Remote.IsValid() {
-				return validBound(s.Local)
-			}
-			return validEnd(s.Local)
-		}},
-	{"Remote", "an address of Local's family with a port",
-		func(s *Snapshot) any { return s.Remote },
-		func(s *Snapshot) bool {
-			if s.State == StateClose && s.Remote == (netip.AddrPort{}) {
-				return true
-			}
-			return validEnd(s.Remote) && family(s.Remote.Addr()) == family(s.Local.Addr())
-		}},
-	{"RecvQueue", "at most MaxQueue bytes, none unless connected once",
-		func(s *Snapshot) any { return len(s.RecvQueue) },
-		func(s *Snapshot) bool {
-			return len(s.RecvQueue) == 0 ||
-				len(s.RecvQueue) <= MaxQueue && s.State != StateSynSent && s.Remote.IsValid()
-		}},
-	{"SendQueue", "at most MaxQueue bytes, none in a state in which all is acknowledged",
-		func(s *Snapshot) any { return len(s.SendQueue) },
-		func(s *Snapshot) bool {
-			return len(s.SendQueue) == 0 ||
-				len(s.SendQueue) <= MaxQueue && s.State.row().connected && !s.State.row().finAcked
-		}},
-	{"Unsent", "between 0 and the length of SendQueue",
-		func(s *Snapshot) any { return s.Unsent },
-		func(s *Snapshot) bool { return s.Unsent >= 0 && s.Unsent <= len(s.SendQueue) }},
-	{"UnsentFIN", "true behind unsent bytes, and only where a FIN waits",
-		func(s *Snapshot) any { return s.UnsentFIN },
-		func(s *Snapshot) bool {
-			if !s.State.finPending() {
-				return !s.UnsentFIN
-			}
-			return s.UnsentFIN || s.Unsent == 0
-		}},
-	{"Reset", "true only of a connection that is closed",
-		func(s *Snapshot) any { return s.Reset },
-		func(s *Snapshot) bool { return !s.Reset || s.State == StateClose && s.Remote.IsValid() }},
-	{"MSS", "between 1 and 65535",
-		func(s *Snapshot) any { return s.MSS },
-		connected(func(s *Snapshot) bool { return s.MSS >= 1 && s.MSS <= 65535 })},
-	{"SendScale", "at most 14, and 0 without window scaling",
-		func(s *Snapshot) any { return s.SendScale },
-		func(s *Snapshot) bool { return s.SendScale == 0 || s.WindowScaling && s.SendScale <= maxScale }},
-	{"RecvScale", "at most 14, and 0 without window scaling",
-		func(s *Snapshot) any { return s.RecvScale },
-		func(s *Snapshot) bool { return s.RecvScale == 0 || s.WindowScaling && s.RecvScale <= maxScale }},
-	{"Window.SndWnd", "at most 65535<<14",
-		func(s *Snapshot) any { return s.Window.SndWnd },
-		func(s *Snapshot) bool { return s.Window.SndWnd <= maxWindow }},
-	{"Window.MaxWindow", "at most 65535<<14",
-		func(s *Snapshot) any { return s.Window.MaxWindow },
-		func(s *Snapshot) bool { return s.Window.MaxWindow <= maxWindow }},
-	{"Window.RcvWnd", "at most 65535<<14",
-		func(s *Snapshot) any { return s.Window.RcvWnd },
-		func(s *Snapshot) bool { return s.Window.RcvWnd <= maxWindow }},
-	{"Window.RcvWup", "not after what was received, and at most 65535<<14 before it",
-		func(s *Snapshot) any { return s.Window.RcvWup },
-		connected(func(s *Snapshot) bool { return s.rcvNxt()-s.Window.RcvWup <= maxWindow })},
-	{"Window.RcvSsthresh", "at most 2147483647",
-		func(s *Snapshot) any { return s.Window.RcvSsthresh },
-		func(s *Snapshot) bool { return s.Window.RcvSsthresh <= maxInt }},
-	{"Window.Clamp", "at most 2147483647",
-		func(s *Snapshot) any { return s.Window.Clamp },
-		func(s *Snapshot) bool { return s.Window.Clamp <= maxInt }},
-	{"Window.RecvMemory", "at most 2147483647",
-		func(s *Snapshot) any { return s.Window.RecvMemory },
-		func(s *Snapshot) bool { return s.Window.RecvMemory <= maxInt }},
-	{"Path.RTT", "at most 120000000 microseconds",
-		func(s *Snapshot) any { return s.Path.RTT },
-		func(s *Snapshot) bool { return s.Path.RTT <= maxRTT }},
-	{"Options.PeekOffset", "at most 2147483647, and 0 when off",
-		func(s *Snapshot) any { return s.Options.PeekOffset },
-		func(s *Snapshot) bool {
-			return s.Options.PeekOffset == 0 || s.Options.PeekOffsetOn && s.Options.PeekOffset <= maxInt
-		}},
-	{"Options.Congestion", "at most 15 letters, digits, '_' or '-'",
-		func(s *Snapshot) any { return s.Options.Congestion },
-		func(s *Snapshot) bool { return validName(s.Options.Congestion) }},
-	{"Options.RecvBuffer", "at most 2147483647",
-		func(s *Snapshot) any { return s.Options.RecvBuffer },
-		func(s *Snapshot) bool { return s.Options.RecvBuffer <= maxInt }},
-	{"Options.SendBuffer", "at most 2147483647",
-		func(s *Snapshot) any { return s.Options.SendBuffer },
-		func(s *Snapshot) bool { return s.Options.SendBuffer <= maxInt }},
-	{"Options.BufferLock", "bits 0 and 1 at most",
-		func(s *Snapshot) any { return s.Options.BufferLock },
-		func(s *Snapshot) bool { return s.Options.BufferLock <= 3 }},
-	{"Options.ReadShutdown", "true only on a connection that the peer has not closed",
-		func(s *Snapshot) any { return s.Options.ReadShutdown },
-		func(s *Snapshot) bool {
-			return !s.Options.ReadShutdown || s.State.mayShutDownReading()
-		}},
-	{"MD5Keys", "at most 256 keys of 1 to 80 bytes, each for another prefix of the socket's family or IPv4",
-		func(s *Snapshot) any { return len(s.MD5Keys) },
-		func(s *Snapshot) bool { return validMD5Keys(s.MD5Keys, s.Local.Addr()) }},
-	{"Options.Settings", "options that are kept of such a socket, by rising name, with values that they can have",
-		func(s *Snapshot) any { return wrongSetting(s.Options.Settings, s.sockets()) },
-		func(s *Snapshot) bool { return wrongSetting(s.Options.Settings, s.sockets()) == "" }},
+// invalid is what Validate says of a field whose value is not what people want.
+func invalid(field string, got any, want string) error {
+	return &FieldError{Field: field, Want: want, Got: got, Err: ErrInvalidSnapshot}
 }
 
 // Validate reports the first field that keeps the snapshot from being restored,
 // as an ErrInvalidSnapshot inside a *FieldError, or nil. A snapshot that Save
 // returned is always valid; one that travelled may not be. Restore calls it.
-func (s *Snapshot) Validate() error { return broken(rules, s) }
+func (s *Snapshot) Validate() error {
+	row, w, o := s.State.row(), &s.Window, &s.Options
+	switch false { // each case is what has to hold
+	case row.movable:
+		return invalid("State", s.State, "a state that can be moved")
+	case validEnd(s.Local) || s.State == StateClose && !s.Remote.IsValid() && validBound(s.Local):
+		return invalid("Local", s.Local, "a unicast address with a port, a zone only if link-local")
+	case s.State == StateClose && s.Remote == (netip.AddrPort{}) ||
+		validEnd(s.Remote) && family(s.Remote.Addr()) == family(s.Local.Addr()):
+		return invalid("Remote", s.Remote, "an address of Local's family with a port")
+	case len(s.RecvQueue) == 0 || len(s.RecvQueue) <= MaxQueue && s.State != StateSynSent && s.Remote.IsValid():
+		return invalid("RecvQueue", len(s.RecvQueue), "at most MaxQueue bytes, none unless connected once")
+	case len(s.SendQueue) == 0 || len(s.SendQueue) <= MaxQueue && row.connected && !row.finAcked:
+		return invalid("SendQueue", len(s.SendQueue), "at most MaxQueue bytes, none in a state in which all is acknowledged")
+	case s.Unsent >= 0 && s.Unsent <= len(s.SendQueue):
+		return invalid("Unsent", s.Unsent, "between 0 and the length of SendQueue")
+	case s.UnsentFIN == s.State.finPending() || !s.UnsentFIN && s.Unsent == 0:
+		return invalid("UnsentFIN", s.UnsentFIN, "true behind unsent bytes, and only where a FIN waits")
+	case !s.Reset || s.State == StateClose && s.Remote.IsValid():
+		return invalid("Reset", s.Reset, "true only of a connection that is closed")
+	case s.MSS >= 1 && s.MSS <= 65535 || !row.connected:
+		return invalid("MSS", s.MSS, "between 1 and 65535")
+	case s.SendScale == 0 || s.WindowScaling && s.SendScale <= maxScale:
+		return invalid("SendScale", s.SendScale, "at most 14, and 0 without window scaling")
+	case s.RecvScale == 0 || s.WindowScaling && s.RecvScale <= maxScale:
+		return invalid("RecvScale", s.RecvScale, "at most 14, and 0 without window scaling")
+	case w.SndWnd <= maxWindow:
+		return invalid("Window.SndWnd", w.SndWnd, "at most 65535<<14")
+	case w.MaxWindow <= maxWindow:
+		return invalid("Window.MaxWindow", w.MaxWindow, "at most 65535<<14")
+	case w.RcvWnd <= maxWindow:
+		return invalid("Window.RcvWnd", w.RcvWnd, "at most 65535<<14")
+	case s.rcvNxt()-w.RcvWup <= maxWindow || !row.connected:
+		return invalid("Window.RcvWup", w.RcvWup, "not after what was received, and at most 65535<<14 before it")
+	case w.RcvSsthresh <= maxInt:
+		return invalid("Window.RcvSsthresh", w.RcvSsthresh, "at most 2147483647")
+	case w.Clamp <= maxInt:
+		return invalid("Window.Clamp", w.Clamp, "at most 2147483647")
+	case w.RecvMemory <= maxInt:
+		return invalid("Window.RecvMemory", w.RecvMemory, "at most 2147483647")
+	case s.Path.RTT <= maxRTT:
+		return invalid("Path.RTT", s.Path.RTT, "at most 120000000 microseconds")
+	case o.PeekOffset == 0 || o.PeekOffsetOn && o.PeekOffset <= maxInt:
+		return invalid("Options.PeekOffset", o.PeekOffset, "at most 2147483647, and 0 when off")
+	case validName(o.Congestion):
+		return invalid("Options.Congestion", o.Congestion, "at most 15 letters, digits, '_' or '-'")
+	case o.RecvBuffer <= maxInt:
+		return invalid("Options.RecvBuffer", o.RecvBuffer, "at most 2147483647")
+	case o.SendBuffer <= maxInt:
+		return invalid("Options.SendBuffer", o.SendBuffer, "at most 2147483647")
+	case o.BufferLock <= 3:
+		return invalid("Options.BufferLock", o.BufferLock, "bits 0 and 1 at most")
+	case !o.ReadShutdown || s.State.mayShutDownReading():
+		return invalid("Options.ReadShutdown", o.ReadShutdown, "true only on a connection that the peer has not closed")
+	case validMD5Keys(s.MD5Keys, s.Local.Addr()):
+		return invalid("MD5Keys", len(s.MD5Keys), wantMD5Keys)
+	}
+	if wrong := wrongSetting(o.Settings, s.sockets()); wrong != "" {
+		return invalid("Options.Settings", wrong, wantSettings)
+	}
+	return nil
+}
+
+// What people are told of in more than one Validate.
+const (
+	wantSettings = "options that are kept of such a socket, by rising name, with values that they can have"
+	wantMD5Keys  = "at most 256 keys of 1 to 80 bytes, each for another prefix of the socket's family or IPv4"
+)
 
 // validEnd reports whether a connection can have this end.
 func validEnd(end netip.AddrPort) bool {
