@@ -49,27 +49,27 @@ func (s *Socket) start(snap *Snapshot) error {
 	connected := snap.State.row().connected
 	for _, step := range [...]struct {
 		needed bool
-		do     func(*Snapshot) error
+		do     func(*Socket, *Snapshot) error
 	}{
-		{true, s.leaveRepair},
-		{true, func(*Snapshot) error { return s.leaveGate() }},
-		{s.send.again, s.resend},
-		{connected, s.probe},
-		{s.postponed != "", func(*Snapshot) error { return s.setPostponedCongestion() }},
-		{snap.State == StateSynSent, s.connectAgain},
-		{len(s.send.held) > 0, s.writeHeld},
-		{connected && (len(s.send.unsent) > 0 || s.send.unsentFIN), s.pushOnce},
-		{connected, s.deliverCaught},
-		{true, func(*Snapshot) error { return s.setReuseAddr() }},
-		{true, func(*Snapshot) error { return s.unhasten() }},
-		{true, func(*Snapshot) error { return s.apply(afterResume) }},
-		{s.way == proven, s.nudge},
-		{!s.options.noOptions, func(*Snapshot) error { return s.setBlocking(snap.Options.NonBlocking) }},
+		{true, (*Socket).leaveRepair},
+		{s.gated || !s.lastApplied, func(s *Socket, _ *Snapshot) error { return s.leaveGate() }},
+		{s.send.again, (*Socket).resend},
+		{connected, (*Socket).probe},
+		{s.postponed != "", func(s *Socket, _ *Snapshot) error { return s.setPostponedCongestion() }},
+		{snap.State == StateSynSent, (*Socket).connectAgain},
+		{len(s.send.held) > 0, (*Socket).writeHeld},
+		{connected && (len(s.send.unsent) > 0 || s.send.unsentFIN), (*Socket).pushOnce},
+		{connected && (s.options.tap != nil || s.options.packets != nil), (*Socket).deliverCaught},
+		{s.reuseAddr, func(s *Socket, _ *Snapshot) error { return s.setReuseAddr() }},
+		{s.rtoMax != 0, func(s *Socket, _ *Snapshot) error { return s.unhasten() }},
+		{len(s.chosen) > 0, func(s *Socket, _ *Snapshot) error { return s.apply(afterResume) }},
+		{s.way == proven, (*Socket).nudge},
+		{!s.options.noOptions, func(s *Socket, snap *Snapshot) error { return s.setBlocking(snap.Options.NonBlocking) }},
 	} {
 		if !step.needed {
 			continue
 		}
-		if err := step.do(snap); err != nil {
+		if err := step.do(s, snap); err != nil {
 			return err
 		}
 	}
