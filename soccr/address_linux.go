@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,7 @@ import (
 func localAddr(fd int) (netip.AddrPort, error) {
 	var raw unix.RawSockaddrAny
 	size := uint32(unix.SizeofSockaddrAny)
-	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd),
+	_, _, errno := syscall.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd),
 		uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&size)))
 	if errno != 0 {
 		return netip.AddrPort{}, errno
@@ -118,7 +119,7 @@ func toRawSockaddr(fd int, addr netip.AddrPort) (sa rawSockaddr, err error) {
 }
 
 func (a *rawSockaddr) bind(fd int) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&a.bytes)), uintptr(a.size))
+	_, _, errno := syscall.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&a.bytes)), uintptr(a.size))
 	if errno != 0 {
 		return errno
 	}
@@ -126,7 +127,7 @@ func (a *rawSockaddr) bind(fd int) error {
 }
 
 func (a *rawSockaddr) connect(fd int) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&a.bytes)), uintptr(a.size))
+	_, _, errno := syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&a.bytes)), uintptr(a.size))
 	if errno != 0 {
 		return errno
 	}
@@ -161,7 +162,7 @@ func deviceIndex(fd int, name string) (int, error) {
 }
 
 func ioctl(fd int, request uint, arg unsafe.Pointer) error {
-	if _, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(arg)); errno != 0 {
+	if _, _, errno := syscall.RawSyscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(arg)); errno != 0 {
 		return errno
 	}
 	return nil

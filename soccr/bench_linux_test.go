@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -200,7 +201,7 @@ func benchClosingMove(fd int, s *soccr.Socket, snap *soccr.Snapshot, options []s
 		return fd, err
 	}
 	s.Release()
-	if _, _, errno := unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0); errno != 0 { // silent, it does not wait
+	if _, _, errno := syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0); errno != 0 { // silent, it does not wait
 		return -1, errno
 	}
 	fd, err := soccr.NewSocket(snap)

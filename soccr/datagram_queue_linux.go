@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -79,7 +80,7 @@ func (d *DatagramSnapshot) peek(fd int, buffer []byte) (n int, datagram Datagram
 	}
 	header.SetIovlen(1)
 	header.SetControllen(len(told))
-	read, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&header)), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	read, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&header)), unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	if errno != 0 {
 		return 0, datagram, errno
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -141,7 +142,7 @@ func (f *floorConn) save() {
 func (f *floorConn) timestamps() bool { return f.info[infoOptions]&infoTimestamps != 0 }
 
 func (f *floorConn) restore() {
-	fd, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(f.family), unix.SOCK_STREAM, 0)
+	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(f.family), unix.SOCK_STREAM, 0)
 	f.note(errno)
 	f.fd = int(fd)
 	f.pause()
@@ -195,7 +196,7 @@ func (f *floorConn) readOptions(calls []soccr.OptionCall) error {
 	for i := range calls {
 		c := &calls[i]
 		f.length = c.Size
-		_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(f.fd), uintptr(c.Level), uintptr(c.Number),
+		_, _, errno := syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(f.fd), uintptr(c.Level), uintptr(c.Number),
 			uintptr(unsafe.Pointer(&f.received[0])), uintptr(unsafe.Pointer(&f.length)), 0)
 		if errno != unix.ENOPROTOOPT && errno != unix.EOPNOTSUPP { // of this kernel
 			f.note(errno)
@@ -208,7 +209,7 @@ func (f *floorConn) readOptions(calls []soccr.OptionCall) error {
 // Pointers among its arguments point into the heap: what is on the stack could
 // move.
 func (f *floorConn) call(number, a, b, c, d, e uintptr) uintptr {
-	r, _, errno := unix.RawSyscall6(number, uintptr(f.fd), a, b, c, d, e)
+	r, _, errno := syscall.RawSyscall6(number, uintptr(f.fd), a, b, c, d, e)
 	f.note(errno)
 	return r
 }

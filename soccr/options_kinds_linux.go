@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -272,7 +273,7 @@ var ownerTypes = [...]string{0: ownerThread, 1: ownerProcess, 2: ownerGroup}
 type fownerEx struct{ kind, id int32 }
 
 func fcntlOwner(fd, request int, owner *fownerEx) error {
-	_, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(owner)))
+	_, _, errno := syscall.RawSyscall(unix.SYS_FCNTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(owner)))
 	if errno != 0 {
 		return errno
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -261,7 +262,7 @@ func (o *option) write(fd int, s *Setting) error {
 func fileFlags(fd int) (int, error) { return fcntl(fd, unix.F_GETFL, 0) }
 
 func fcntl(fd, command, value int) (int, error) {
-	n, _, errno := unix.RawSyscall(unix.SYS_FCNTL, uintptr(fd), uintptr(command), uintptr(value))
+	n, _, errno := syscall.RawSyscall(unix.SYS_FCNTL, uintptr(fd), uintptr(command), uintptr(value))
 	if errno != 0 {
 		return -1, errno
 	}

@@ -3,6 +3,7 @@ package soccr
 import (
 	"errors"
 	"fmt"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -259,7 +260,7 @@ func send(fd int, data []byte) (int, error) {
 		n, _, errno = unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(data))),
 			uintptr(len(data)), flags, 0, 0)
 	} else {
-		n, _, errno = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(data))),
+		n, _, errno = syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(data))),
 			uintptr(len(data)), flags, 0, 0)
 	}
 	if errno != 0 {
@@ -270,7 +271,7 @@ func send(fd int, data []byte) (int, error) {
 
 // peek copies what is in the selected queue; the count may exceed len(data).
 func peek(fd int, data []byte) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(data))),
+	n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(data))),
 		uintptr(len(data)), unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
 	switch errno {
 	case 0:

@@ -3,6 +3,7 @@ package soccr
 import (
 	"errors"
 	"fmt"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -10,13 +11,15 @@ import (
 // NewSocket makes the socket that a snapshot is restored into, in the network
 // namespace of the calling thread: of the snapshot's family, close-on-exec and
 // non-blocking. The caller owns fd.
-func NewSocket(snap *Snapshot) (fd int, err error) {
+func NewSocket(snap *Snapshot) (fd int, err error) { return newSocket(snap, unix.SOCK_NONBLOCK) }
+
+func newSocket(snap *Snapshot, flags uintptr) (fd int, err error) {
 	family := unix.AF_INET6
 	if snap.Local.Addr().Is4() {
 		family = unix.AF_INET
 	}
-	n, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family),
-		unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	n, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(family),
+		unix.SOCK_STREAM|unix.SOCK_CLOEXEC|flags, unix.IPPROTO_TCP)
 	if errno != 0 {
 		return -1, &OpError{Op: "socket", Local: snap.Local, Remote: snap.Remote, Err: errno}
 	}

@@ -1,6 +1,7 @@
 package sockopt
 
 import (
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +12,7 @@ import (
 // told of them.
 func Get(fd, level, name int, value []byte) (int, error) {
 	size := uint32(len(value))
-	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+	_, _, errno := syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
 		uintptr(unsafe.Pointer(unsafe.SliceData(value))), uintptr(unsafe.Pointer(&size)), 0)
 	if errno != 0 {
 		return 0, errno
@@ -21,7 +22,7 @@ func Get(fd, level, name int, value []byte) (int, error) {
 
 // Set wraps setsockopt(2). An empty value is passed as no value of length 0.
 func Set(fd, level, name int, value []byte) error {
-	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+	_, _, errno := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
 		uintptr(unsafe.Pointer(unsafe.SliceData(value))), uintptr(len(value)), 0)
 	if errno != 0 {
 		return errno
@@ -33,7 +34,7 @@ func Set(fd, level, name int, value []byte) error {
 func GetInt(fd, level, name int) (int, error) {
 	var value int32
 	size := uint32(4)
-	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+	_, _, errno := syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
 		uintptr(unsafe.Pointer(&value)), uintptr(unsafe.Pointer(&size)), 0)
 	if errno != 0 {
 		return 0, errno
@@ -44,7 +45,7 @@ func GetInt(fd, level, name int) (int, error) {
 // SetInt wraps setsockopt(2) for an int.
 func SetInt(fd, level, name, value int) error {
 	v := int32(value)
-	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+	_, _, errno := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
 		uintptr(unsafe.Pointer(&v)), 4, 0)
 	if errno != 0 {
 		return errno
