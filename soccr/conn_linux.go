@@ -63,7 +63,7 @@ type paused struct {
 func (p *paused) discard() error {
 	err := p.socket.stillPaused() // the claim has ended when the conn was closed
 	if err == nil {
-		err = p.socket.Disconnect()
+		err = p.socket.disconnect()
 	}
 	_ = unix.Close(p.socket.fd) // whatever it says, it is closed
 	p.socket.disclaimHere()
@@ -205,11 +205,12 @@ func restorePaused(snap *Snapshot, options []Option) (*restoredConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := NewSocket(snap)
+	// Blocking, or os.NewFile would have the runtime's poller watch it too, and every
+	// event wake that. net.FileConn makes it non-blocking, whatever it was before.
+	fd, err := newSocket(snap, 0)
 	if err != nil {
 		return nil, err
 	}
-	// The runtime's poller needs a non-blocking socket, whatever it was before.
 	own := *snap
 	own.Options.NonBlocking = true
 	r := &restoredConn{snap: &own, file: os.NewFile(uintptr(fd), "tcp"), unlock: unlock}

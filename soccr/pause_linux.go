@@ -144,13 +144,7 @@ func (s *Socket) Release() {
 // that never connected. The socket stays paused. Who wants to Restore into it asks
 // Socket.CheckQueues before. ([connect(2)] to AF_UNSPEC.)
 func (s *Socket) Disconnect() error {
-	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	if err := connectRaw(s.fd, &unspec); err != nil {
-		return s.fail("disconnect", err)
-	}
-	s.restored, s.located = nil, false
-	// tcp_disconnect leaves ECONNABORTED pending, for nobody to see.
-	if _, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil {
+	if err := s.disconnect(); err != nil {
 		return s.fail("disconnect", err)
 	}
 	local, err := localAddr(s.fd)
@@ -159,6 +153,17 @@ func (s *Socket) Disconnect() error {
 	}
 	s.bound = local.Port() != 0
 	return nil
+}
+
+func (s *Socket) disconnect() error {
+	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	if err := connectRaw(s.fd, &unspec); err != nil {
+		return err
+	}
+	s.restored, s.located = nil, false
+	// tcp_disconnect leaves ECONNABORTED pending, for nobody to see.
+	_, err := sockopt.GetInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	return err
 }
 
 // setRepair sets TCP_REPAIR to on, off or off without a window probe. No queue is
