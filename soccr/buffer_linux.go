@@ -25,16 +25,6 @@ var (
 // largest is a size that no queue reaches; the kernel doubles it into an int.
 const largest = maxInt - 1
 
-// memory is what of SO_MEMINFO (Linux 4.12) matters here, in bytes.
-type memory struct {
-	recvAlloc, recvBuffer, sendAlloc, sendBuffer uint32
-	// sendQueue is what the send queue takes, with the structures that hold it.
-	sendQueue uint32
-	// options is what filters, keys of TCP-MD5 and headers of IPv6 take, each of
-	// them some (sk_omem_alloc).
-	options uint32
-}
-
 func (s *Socket) memory() (memory, error) {
 	var b [9 * 4]byte // SK_MEMINFO_VARS
 	if _, err := sockopt.Get(s.fd, unix.SOL_SOCKET, unix.SO_MEMINFO, b[:]); err != nil {

@@ -1,6 +1,9 @@
 package soccr_test
 
 import (
+	"encoding/binary"
+	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -68,6 +71,102 @@ func TestReadBeforeLock(t *testing.T) {
 	})
 	if snap.State != soccr.StateCloseWait || snap.Options.ReadShutdown {
 		t.Errorf("%v, shut down: %v", snap.State, snap.Options.ReadShutdown)
+	}
+}
+
+// What packets, or the program, have changed since it was read early is read again.
+func TestChangedBeforeLock(t *testing.T) {
+	const little, much = 1000, 3 << 20
+	for _, test := range []struct {
+		name           string
+		before, hooked func(t *testing.T, conn, peer *net.TCPConn)
+		want           error
+	}{
+		{name: "nothing"},
+		{name: "an urgent byte", want: soccr.ErrUrgent, hooked: func(t *testing.T, conn, peer *net.TCPConn) {
+			control(t, peer, func(fd int) {
+				if err := unix.Sendto(fd, []byte("!"), unix.MSG_OOB, nil); err != nil {
+					t.Error(err)
+				}
+			})
+			eventually(t, "it is there", func() bool { return ioctl(t, conn, unix.SIOCATMARK) == 1 })
+		}},
+		{name: "bytes", hooked: func(t *testing.T, conn, peer *net.TCPConn) {
+			give(t, peer, little)
+			eventually(t, "they are there", func() bool { return ioctl(t, conn, unix.SIOCINQ) == little })
+		}},
+		{name: "bytes that are read", hooked: func(t *testing.T, conn, peer *net.TCPConn) {
+			go func() { _, _ = peer.Write(make([]byte, much)) }()
+			take(t, conn, much)
+		}},
+		{name: "bytes were read", before: func(t *testing.T, conn, peer *net.TCPConn) {
+			give(t, peer, little)
+			eventually(t, "they are there", func() bool { return ioctl(t, conn, unix.SIOCINQ) == little })
+		}, hooked: func(t *testing.T, conn, _ *net.TCPConn) { take(t, conn, little) }},
+		{name: "bytes were sent", hooked: func(t *testing.T, conn, peer *net.TCPConn) {
+			go func() { _, _ = conn.Write(make([]byte, much)) }()
+			take(t, peer, much)
+			eventually(t, "they are acknowledged", func() bool { return ioctl(t, conn, unix.SIOCOUTQ) == 0 })
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			n := newNetwork(t)
+			conn, peer := n.connect(t, ip4)
+			if test.before != nil {
+				test.before(t, conn, peer)
+			}
+			var memory [9]uint32 // SK_MEMINFO_VARS
+			var clamp int
+			hook := lockHook(func(netip.AddrPort, netip.AddrPort) {
+				if test.hooked != nil {
+					test.hooked(t, conn, peer)
+				}
+				err := controlled(t, conn, func(fd int) (err error) {
+					var b [4 * len(memory)]byte
+					if _, err = sockopt.Get(fd, unix.SOL_SOCKET, unix.SO_MEMINFO, b[:]); err != nil {
+						return err
+					}
+					for i := range memory {
+						memory[i] = binary.NativeEndian.Uint32(b[4*i:])
+					}
+					clamp, err = sockopt.GetInt(fd, unix.IPPROTO_TCP, unix.TCP_WINDOW_CLAMP)
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			var snap *soccr.Snapshot
+			var err error
+			hosttest.Do(t, n.here, func() error {
+				snap, err = soccr.Checkpoint(conn, soccr.WithLock(hook))
+				return nil
+			})
+			if !errors.Is(err, test.want) {
+				t.Fatalf("Checkpoint: %v, want %v", err, test.want)
+			}
+			if err != nil {
+				return
+			}
+			got := [...]uint32{snap.Window.RecvMemory, snap.Options.RecvBuffer, snap.Options.SendBuffer, snap.Window.Clamp}
+			if want := [...]uint32{memory[0], memory[1], memory[3], uint32(clamp)}; got != want {
+				t.Errorf("memory, buffers and clamp are %d, want %d", got, want)
+			}
+		})
+	}
+}
+
+func give(t *testing.T, c *net.TCPConn, n int) {
+	t.Helper()
+	if _, err := c.Write(make([]byte, n)); err != nil {
+		t.Error(err)
+	}
+}
+
+func take(t *testing.T, c *net.TCPConn, n int) {
+	t.Helper()
+	if _, err := io.CopyN(io.Discard, c, int64(n)); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -308,12 +308,27 @@ type chosen struct {
 	lost    bool
 }
 
-// early are the options of a stopped program's socket, of a kind of sockets. Packets
-// do not change them, so they can be read while the connection goes on. Not so
-// the buffers' sizes, which are not there.
+// memory is what of SO_MEMINFO (Linux 4.12) matters here, in bytes.
+type memory struct {
+	recvAlloc, recvBuffer, sendAlloc, sendBuffer uint32
+	// sendQueue is what the send queue takes, with the structures that hold it.
+	sendQueue uint32
+	// options is what filters, keys of TCP-MD5 and headers of IPv6 take, each of
+	// them some (sk_omem_alloc).
+	options uint32
+}
+
+// early is what is read of a stopped program's socket while the connection goes on:
+// the options, of a kind of sockets, which packets do not change, and the rest, which
+// holds as long as none comes.
 type early struct {
-	options Options
+	options Options // without the buffers' sizes
 	on      sockets
+
+	segsIn uint32
+	memory memory
+	clamp  uint32 // of the window
+	marked bool   // an urgent byte is next, be it that it has not come yet
 }
 
 // optionIndex finds an option's row by its name.

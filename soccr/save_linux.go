@@ -61,7 +61,8 @@ func (s *Socket) save(snap *Snapshot) error {
 			return err
 		}
 	}
-	if !s.options.noVerify {
+	idle := s.early.holds(&before)
+	if !s.options.noVerify && !idle {
 		if err := s.refuseUrgent(before.received); err != nil {
 			return err
 		}
@@ -72,7 +73,7 @@ func (s *Socket) save(snap *Snapshot) error {
 		}
 		snap.Path, snap.Window = pathOf(&before.info), before.window
 	}
-	if err := s.saveMemory(snap, &before); err != nil {
+	if err := s.saveMemory(snap, &before, idle); err != nil {
 		return err
 	}
 	if err := s.saveQueues(snap, &before); err != nil {
@@ -121,13 +122,22 @@ func (s *Socket) saveBuffers(snap *Snapshot, seen *observation) error {
 	return nil
 }
 
-// saveMemory saves the socket options, and what else SO_MEMINFO tells of.
-func (s *Socket) saveMemory(snap *Snapshot, seen *observation) error {
+// holds reports whether nothing has come since, nor waited then, which somebody may
+// have read.
+func (e *early) holds(now *observation) bool {
+	return e != nil && !e.marked && e.memory.recvAlloc == 0 && e.segsIn == now.info.Segs_in
+}
+
+// saveMemory saves the socket options, and what else SO_MEMINFO tells of: now, or
+// what was read early of a connection that has been idle since.
+func (s *Socket) saveMemory(snap *Snapshot, seen *observation, idle bool) (err error) {
 	if s.options.noOptions {
 		return s.saveBuffers(snap, seen)
 	}
-	memory, err := s.memory()
-	if err != nil {
+	var memory memory
+	if idle {
+		memory = s.early.memory
+	} else if memory, err = s.memory(); err != nil {
 		return err
 	}
 	o := &snap.Options
@@ -147,7 +157,9 @@ func (s *Socket) saveMemory(snap *Snapshot, seen *observation) error {
 	}
 	if connected {
 		snap.Window.RcvSsthresh = seen.info.Rcv_ssthresh
-		if snap.Window.Clamp, err = s.windowClamp(); err != nil {
+		if idle {
+			snap.Window.Clamp = s.early.clamp
+		} else if snap.Window.Clamp, err = s.windowClamp(); err != nil {
 			return err
 		}
 	}
@@ -175,8 +187,8 @@ func (s *Socket) saveOptions(snap *Snapshot, info *tcpinfo.Info, memory *memory)
 }
 
 // readEarly reads the addresses and options of a stopped program's socket that is
-// not paused yet, so that this does not take time while the flow is locked. What
-// cannot be read is left to pause and Save.
+// not paused yet, and what is likely to stay, so that this does not take time while
+// the flow is locked. What cannot be read is left to pause and Save.
 func (s *Socket) readEarly(fd int, noOptions bool) error {
 	s.fd = fd
 	var snap Snapshot
@@ -188,8 +200,14 @@ func (s *Socket) readEarly(fd int, noOptions bool) error {
 	}
 	info, failed := s.info()
 	if snap.State = State(info.State); failed == nil && snap.State.row().movable && s.readReuseAddr() == nil {
-		if memory, err := s.memory(); err == nil && s.saveOptions(&snap, &info, &memory) == nil {
-			s.early = &early{snap.Options, snap.sockets()}
+		memory, err := s.memory()
+		clamp, noClamp := s.windowClamp()
+		mark, noMark := count(fd, unix.SIOCATMARK)
+		if errors.Join(err, noClamp, noMark) == nil && s.saveOptions(&snap, &info, &memory) == nil {
+			s.early = &early{
+				options: snap.Options, on: snap.sockets(), segsIn: info.Segs_in,
+				memory: memory, clamp: clamp, marked: mark != 0,
+			}
 		}
 	}
 	return nil

@@ -33,3 +33,25 @@ func TestUnchanged(t *testing.T) {
 		}
 	}
 }
+
+// What was read early does not hold if something has come since, may have been read
+// since, or if the byte that comes next is urgent.
+func TestEarlyHolds(t *testing.T) {
+	var now observation
+	now.info.Segs_in = 7
+	for _, test := range []struct {
+		name  string
+		early *early
+		holds bool
+	}{
+		{"nothing read", nil, false},
+		{"idle", &early{segsIn: 7}, true},
+		{"a segment has come", &early{segsIn: 6}, false},
+		{"bytes were there", &early{segsIn: 7, memory: memory{recvAlloc: 1}}, false},
+		{"urgent", &early{segsIn: 7, marked: true}, false},
+	} {
+		if got := test.early.holds(&now); got != test.holds {
+			t.Errorf("%s: %v, want %v", test.name, got, test.holds)
+		}
+	}
+}
