@@ -569,8 +569,8 @@ the last unlock.
 
 ![cost by stage](performance-stages.svg)
 
-Microseconds for each connection, by one worker. What is read before the lock, mostly the options, does not freeze
-anything.
+Microseconds for each connection, by one worker. What comes before the lock does not freeze
+anything: the options are read, and the lock is told which flows it will hold (Lock.Prepare).
 
 | way | before | lock | save | close | restore | unlock | resume |
 |---|---:|---:|---:|---:|---:|---:|---:|
