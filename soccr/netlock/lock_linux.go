@@ -96,19 +96,10 @@ func newLock(options []Option, fill func(*table, *transaction) error) (*Lock, er
 // the process has no CAP_NET_ADMIN in the first user namespace) is prepared in
 // several, without effect on any packet, and put in force by a last one.
 func (l *Lock) Add(flows ...Flow) error {
-	return opError("add", l.add(slices.Values(flows)))
+	return opError("add", l.with(slices.Values(flows), l.add))
 }
 
-func (l *Lock) add(flows iter.Seq[Flow]) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.usable(); err != nil {
-		return err
-	}
-	wanted, err := l.onWire(flows)
-	if err != nil || l.whole {
-		return err
-	}
+func (l *Lock) add(wanted []placed) error {
 	var groups []group // that are prepared
 	if slices.ContainsFunc(l.groups, groupState.prepared) {
 		groups = l.named(wanted)
@@ -118,6 +109,7 @@ func (l *Lock) add(flows iter.Seq[Flow]) error {
 	if len(wanted)+len(groups) == 0 {
 		return nil
 	}
+	var err error
 	single := wanted
 	if len(wanted) > l.table.capacity {
 		var g group
@@ -130,7 +122,7 @@ func (l *Lock) add(flows iter.Seq[Flow]) error {
 	}
 	if err != nil {
 		l.leave(wanted)
-		return l.noteLoss(errors.Join(err, l.sweep()))
+		return errors.Join(err, l.sweep())
 	}
 	for _, g := range groups {
 		l.groups[g].leased = true
@@ -147,25 +139,16 @@ func (l *Lock) add(flows iter.Seq[Flow]) error {
 // forgotten when Add or Remove names only some of it; Add locks these all the same.
 // On error nothing more is prepared than before.
 func (l *Lock) Prepare(flows ...Flow) error {
-	return opError("prepare", l.prepare(slices.Values(flows)))
+	return opError("prepare", l.with(slices.Values(flows), l.prepare))
 }
 
-func (l *Lock) prepare(flows iter.Seq[Flow]) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.usable(); err != nil {
-		return err
-	}
-	wanted, err := l.onWire(flows)
-	if err != nil || l.whole {
-		return err
-	}
+func (l *Lock) prepare(wanted []placed) error {
 	if wanted = l.enter(wanted); len(wanted) == 0 {
 		return nil
 	}
 	if _, err := l.place(wanted); err != nil {
 		l.leave(wanted)
-		return l.noteLoss(errors.Join(err, l.sweep()))
+		return errors.Join(err, l.sweep())
 	}
 	return nil
 }
@@ -176,19 +159,10 @@ func (l *Lock) prepare(flows iter.Seq[Flow]) error {
 //
 // If it returns [ErrLost], packets may have reached the sockets of any flow.
 func (l *Lock) Remove(flows ...Flow) error {
-	return opError("remove", l.remove(slices.Values(flows)))
+	return opError("remove", l.with(slices.Values(flows), l.remove))
 }
 
-func (l *Lock) remove(flows iter.Seq[Flow]) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.usable(); err != nil {
-		return err
-	}
-	wire, err := l.onWire(flows)
-	if err != nil || l.whole {
-		return err
-	}
+func (l *Lock) remove(wire []placed) error {
 	groups := l.named(wire)
 	groups = slices.DeleteFunc(groups, func(g group) bool {
 		if l.groups[g].leased {
@@ -209,7 +183,7 @@ func (l *Lock) remove(flows iter.Seq[Flow]) error {
 	for len(single)+len(groups) > 0 {
 		some := single[:min(len(single), l.table.capacity)]
 		if err := l.table.change(unix.NFT_MSG_DELSETELEM, some, groups); err != nil {
-			return l.noteLoss(err)
+			return err
 		}
 		for _, g := range groups {
 			l.groups[g].leased = false
@@ -219,6 +193,20 @@ func (l *Lock) remove(flows iter.Seq[Flow]) error {
 		together, groups, single = nil, nil, single[len(some):]
 	}
 	return nil
+}
+
+// with does something to flows, unless every flow counts as locked.
+func (l *Lock) with(flows iter.Seq[Flow], do func([]placed) error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.usable(); err != nil {
+		return err
+	}
+	wire, err := l.onWire(flows)
+	if err != nil || l.whole {
+		return err
+	}
+	return l.noteLoss(do(wire))
 }
 
 // onWire gives flows as packets show them, until it is called again.
@@ -247,17 +235,19 @@ func (l *Lock) UnlockFlow(local, remote netip.AddrPort) error {
 
 // LockFlows is Add for pairs of the local and the remote end. With UnlockFlows it
 // makes a Lock the FlowsLocker that package soccr asks for.
-func (l *Lock) LockFlows(flows [][2]netip.AddrPort) error { return opError("add", l.add(pairs(flows))) }
+func (l *Lock) LockFlows(flows [][2]netip.AddrPort) error {
+	return opError("add", l.with(pairs(flows), l.add))
+}
 
 // PrepareFlows is Prepare for such pairs. It makes a Lock the FlowsPreparer that
 // package soccr can make use of.
 func (l *Lock) PrepareFlows(flows [][2]netip.AddrPort) error {
-	return opError("prepare", l.prepare(pairs(flows)))
+	return opError("prepare", l.with(pairs(flows), l.prepare))
 }
 
 // UnlockFlows is Remove for such pairs.
 func (l *Lock) UnlockFlows(flows [][2]netip.AddrPort) error {
-	return opError("remove", l.remove(pairs(flows)))
+	return opError("remove", l.with(pairs(flows), l.remove))
 }
 
 func pairs(ends [][2]netip.AddrPort) iter.Seq[Flow] {
