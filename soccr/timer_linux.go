@@ -39,8 +39,5 @@ func (s *Socket) hasten(snap *Snapshot) error {
 
 // unhasten puts the bound back; timers that run keep theirs.
 func (s *Socket) unhasten() error {
-	if s.rtoMax == 0 {
-		return nil
-	}
 	return sockopt.SetInt(s.fd, unix.IPPROTO_TCP, tcpRTOMaxMS, s.rtoMax)
 }
