@@ -86,23 +86,12 @@ func (d *DatagramSnapshot) Validate() error {
 		return invalid("Options.Congestion", o.Congestion, "empty")
 	case !o.ReadShutdown:
 		return invalid("Options.ReadShutdown", o.ReadShutdown, "false")
-	case o.PeekOffset == 0 || o.PeekOffsetOn && o.PeekOffset <= maxInt:
-		return invalid("Options.PeekOffset", o.PeekOffset, "at most 2147483647, and 0 when off")
-	case o.RecvBuffer <= maxInt:
-		return invalid("Options.RecvBuffer", o.RecvBuffer, "at most 2147483647")
-	case o.SendBuffer <= maxInt:
-		return invalid("Options.SendBuffer", o.SendBuffer, "at most 2147483647")
-	case o.BufferLock <= 3:
-		return invalid("Options.BufferLock", o.BufferLock, "bits 0 and 1 at most")
 	case d.validGroups():
 		return invalid("Groups", len(d.Groups), "at most 256 different multicast groups, of the socket's family or, unless Raw, of IPv4, on devices, with at most 64 sources each")
 	case d.validQueue():
 		return invalid("RecvQueue", len(d.RecvQueue), "at most MaxDatagrams datagrams of 65535 bytes, in 128 segments, between addresses of one family, and only UDP's")
 	}
-	if wrong := wrongSetting(o.Settings, d.sockets()); wrong != "" {
-		return invalid("Options.Settings", wrong, wantSettings)
-	}
-	return nil
+	return o.validate(d.sockets())
 }
 
 // kinds counts what the socket is said to be.

@@ -140,9 +140,14 @@ type breach[T any] struct {
 	how   func(*T)
 }
 
-// fieldsWithRules are the fields that the Validate of a type calls invalid, as its
-// source says.
-func fieldsWithRules[T any](t *testing.T, file string) (fields []string) {
+// fieldsWithRules are the fields that the Validate of a type calls invalid, as the
+// source says: its own, in a file, and that for the options of all.
+func fieldsWithRules[T any](t *testing.T, file string) []string {
+	t.Helper()
+	return append(calledInvalid[T](t, file, "Validate"), calledInvalid[Options](t, "validate.go", "validate")...)
+}
+
+func calledInvalid[T any](t *testing.T, file, method string) (fields []string) {
 	t.Helper()
 	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
 	if err != nil {
@@ -151,7 +156,7 @@ func fieldsWithRules[T any](t *testing.T, file string) (fields []string) {
 	of := reflect.TypeFor[T]().Name()
 	for _, d := range parsed.Decls {
 		f, ok := d.(*ast.FuncDecl)
-		if !ok || f.Name.Name != "Validate" || f.Recv.List[0].Type.(*ast.StarExpr).X.(*ast.Ident).Name != of {
+		if !ok || f.Name.Name != method || f.Recv.List[0].Type.(*ast.StarExpr).X.(*ast.Ident).Name != of {
 			continue
 		}
 		for n := range ast.Preorder(f) {

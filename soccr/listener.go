@@ -57,8 +57,8 @@ func (l *ListenerSnapshot) Validate() error {
 	case len(l.Pending) <= MaxPending && !slices.ContainsFunc(l.Pending, l.cannotHold):
 		return invalid("Pending", len(l.Pending), "at most MaxPending connections to the listener's port")
 	}
-	if wrong := wrongSetting(l.Options.Settings, l.sockets()); wrong != "" {
-		return invalid("Options.Settings", wrong, wantSettings)
+	if err := l.Options.validate(l.sockets()); err != nil {
+		return err
 	}
 	// The other options are those of any socket that is bound.
 	bound := Snapshot{State: StateClose, Local: l.Local, Options: l.Options}

@@ -132,6 +132,9 @@ func TestListenerValidate(t *testing.T) {
 			}
 		}},
 		{"Pending[1].MSS", func(l *ListenerSnapshot) { l.Pending[1].MSS = 0 }},
+		{"Options.PeekOffset", func(l *ListenerSnapshot) { l.Options.PeekOffset, l.Options.PeekOffsetOn = 1, false }},
+		{"Options.RecvBuffer", func(l *ListenerSnapshot) { l.Options.RecvBuffer = 1 << 31 }},
+		{"Options.SendBuffer", func(l *ListenerSnapshot) { l.Options.SendBuffer = 1 << 31 }},
 		{"Options.BufferLock", func(l *ListenerSnapshot) { l.Options.BufferLock = 4 }},
 	}, "listener.go")
 }

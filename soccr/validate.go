@@ -65,32 +65,36 @@ func (s *Snapshot) Validate() error {
 		return invalid("Window.RecvMemory", w.RecvMemory, "at most 2147483647")
 	case s.Path.RTT <= maxRTT:
 		return invalid("Path.RTT", s.Path.RTT, "at most 120000000 microseconds")
-	case o.PeekOffset == 0 || o.PeekOffsetOn && o.PeekOffset <= maxInt:
-		return invalid("Options.PeekOffset", o.PeekOffset, "at most 2147483647, and 0 when off")
 	case validName(o.Congestion):
 		return invalid("Options.Congestion", o.Congestion, "at most 15 letters, digits, '_' or '-'")
+	case !o.ReadShutdown || s.State.mayShutDownReading():
+		return invalid("Options.ReadShutdown", o.ReadShutdown, "true only on a connection that the peer has not closed")
+	case validMD5Keys(s.MD5Keys, s.Local.Addr()):
+		return invalid("MD5Keys", len(s.MD5Keys), wantMD5Keys)
+	}
+	return o.validate(s.sockets())
+}
+
+// validate is Validate for what all such sockets' options have in common.
+func (o *Options) validate(on sockets) error {
+	switch false { // each case is what has to hold
+	case o.PeekOffset == 0 || o.PeekOffsetOn && o.PeekOffset <= maxInt:
+		return invalid("Options.PeekOffset", o.PeekOffset, "at most 2147483647, and 0 when off")
 	case o.RecvBuffer <= maxInt:
 		return invalid("Options.RecvBuffer", o.RecvBuffer, "at most 2147483647")
 	case o.SendBuffer <= maxInt:
 		return invalid("Options.SendBuffer", o.SendBuffer, "at most 2147483647")
 	case o.BufferLock <= 3:
 		return invalid("Options.BufferLock", o.BufferLock, "bits 0 and 1 at most")
-	case !o.ReadShutdown || s.State.mayShutDownReading():
-		return invalid("Options.ReadShutdown", o.ReadShutdown, "true only on a connection that the peer has not closed")
-	case validMD5Keys(s.MD5Keys, s.Local.Addr()):
-		return invalid("MD5Keys", len(s.MD5Keys), wantMD5Keys)
 	}
-	if wrong := wrongSetting(o.Settings, s.sockets()); wrong != "" {
-		return invalid("Options.Settings", wrong, wantSettings)
+	if wrong := wrongSetting(o.Settings, on); wrong != "" {
+		return invalid("Options.Settings", wrong, "options that are kept of such a socket, by rising name, with values that they can have")
 	}
 	return nil
 }
 
-// What people are told of in more than one Validate.
-const (
-	wantSettings = "options that are kept of such a socket, by rising name, with values that they can have"
-	wantMD5Keys  = "at most 256 keys of 1 to 80 bytes, each for another prefix of the socket's family or IPv4"
-)
+// wantMD5Keys is what people are told who have other keys.
+const wantMD5Keys = "at most 256 keys of 1 to 80 bytes, each for another prefix of the socket's family or IPv4"
 
 // validEnd reports whether a connection can have this end.
 func validEnd(end netip.AddrPort) bool {
